@@ -1,0 +1,1 @@
+"""The commands `snapd` and `snapctl`, one command a file."""

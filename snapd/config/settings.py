@@ -1,0 +1,106 @@
+"""`Settings`: every setting, its default, its limits and what it means.
+
+The field's name is its key in the TOML file; its environment variable is `SNAPD_<NAME>`, or the
+name in `ENVIRONMENT` where Mooncake already has one. `docs/settings.md` is generated from here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+Bytes = Annotated[int, Meta(ge=0)]
+Ratio = Annotated[float, Meta(gt=0, le=1)]
+
+
+def setting(description: str) -> Meta:
+    """The text that documents a field."""
+    return Meta(description=description)
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings, validated."""
+
+    persistent_path: Annotated[str, setting("Directory of the repository, on local NVMe.")] = (
+        "/var/lib/mooncake-snapd"
+    )
+    snapshot_interval_sec: Annotated[
+        Seconds, setting("Seconds from one snapshot's commit to the next.")
+    ] = 300.0
+    enable_warmup: Annotated[
+        bool, setting("Load blocks back into memory after a restart. Off drops nothing from disk.")
+    ] = True
+    store: Annotated[
+        Literal["bundled", "mooncake"], setting("Which store the daemon attaches to.")
+    ] = "bundled"
+    runtime_dir: Annotated[str, setting("Directory of the sockets.")] = "/run/mooncake-snapd"
+    http: Annotated[
+        str, setting("host:port of /metrics, /healthz, /readyz and /status; empty is off.")
+    ] = "127.0.0.1:9470"
+    flush_sec: Annotated[
+        Seconds, setting("Seconds between flushes of new blocks: most of the loss window.")
+    ] = 5.0
+    poll_sec: Annotated[Seconds, setting("Seconds between looks at a Mooncake store.")] = 5.0
+    grace_sec: Annotated[
+        Seconds, setting("Seconds that the flush on SIGTERM may take; keep it under the pod's.")
+    ] = 25.0
+    io_bytes_per_sec_max: Annotated[
+        Bytes, setting("Limit of flush and background warm-up together; 0 is none.")
+    ] = 0
+    retain: Annotated[
+        Annotated[int, Meta(ge=1, le=10_000)], setting("Snapshot generations to keep.")
+    ] = 3
+    fingerprint: Annotated[
+        str, setting("Label of the blocks that unlabelled clients put (model, dtype, layout).")
+    ] = ""
+    codec: Annotated[Literal["none", "zstd"], setting("How blocks are stored in packs.")] = "none"
+    pack_bytes_max: Annotated[
+        Annotated[int, Meta(ge=1 << 20, le=1 << 36)], setting("Bytes at which a pack is sealed.")
+    ] = 256 * 2**20
+    global_segment_size: Annotated[
+        Annotated[int, Meta(ge=1 << 20)],
+        setting("Bytes of block data that the bundled store holds (or text such as 4gb)."),
+    ] = 4 * 2**30
+    segment_path: Annotated[
+        str, setting("Shared-memory file of the bundled store; it outlives the store process.")
+    ] = "/dev/shm/mooncake-snapd.segment"  # noqa: S108 - shared memory is the point
+    segment_blocks_max: Annotated[
+        Annotated[int, Meta(ge=0, le=2**31)],
+        setting("Blocks that the bundled store can hold, resident and cold; 0 is one per 16 KiB."),
+    ] = 0
+    lease_sec: Annotated[
+        Seconds, setting("Seconds for which a block that was found or read is not evicted.")
+    ] = 10.0
+    get_wait_sec: Annotated[
+        Annotated[float, Meta(ge=0, le=3600)],
+        setting("Seconds that a get waits for a cold block before it is a miss."),
+    ] = 2.0
+    eviction_high_watermark_ratio: Annotated[
+        Ratio, setting("Share of memory in use at which eviction starts.")
+    ] = 0.95
+    eviction_ratio: Annotated[Ratio, setting("Share of memory freed by one eviction.")] = 0.05
+    log_format: Annotated[
+        Literal["text", "json"], setting("key=value fields, or one JSON object a line.")
+    ] = "text"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], setting("Least severe events to log.")
+    ] = "info"
+
+
+ENVIRONMENT: dict[str, str] = {
+    "persistent_path": "MOONCAKE_STORE_PERSISTENT_PATH",
+    "snapshot_interval_sec": "MOONCAKE_STORE_SNAPSHOT_INTERVAL_SEC",
+    "enable_warmup": "MOONCAKE_STORE_ENABLE_WARMUP",
+    "global_segment_size": "MOONCAKE_GLOBAL_SEGMENT_SIZE",
+}
+"""Environment variables that do not follow `SNAPD_<NAME>`, because Mooncake's users have them."""
+
+BYTE_SETTINGS = frozenset({"io_bytes_per_sec_max", "pack_bytes_max", "global_segment_size"})
+"""Settings that also take text such as 512mb or 4GiB; every unit is a power of 1024."""
+
+
+def environment_variable(name: str) -> str:
+    """The variable that sets the field `name`."""
+    return ENVIRONMENT.get(name, f"SNAPD_{name.upper()}")

@@ -1,0 +1,1 @@
+"""The composition root of the daemon: builds the workers, owns their lives."""

@@ -1,0 +1,1 @@
+"""File system calls, behind one small port."""

@@ -1,0 +1,1 @@
+"""The proof: real processes, a request trace, kills, and every byte compared."""

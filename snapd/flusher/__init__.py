@@ -1,0 +1,1 @@
+"""Writing new blocks to packs, and committing snapshots over them."""

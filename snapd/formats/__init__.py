@@ -1,0 +1,1 @@
+"""Byte layouts, one home each: constants, encode, decode, checks. No files."""

@@ -1,0 +1,1 @@
+"""Prometheus metrics by the contract's names."""

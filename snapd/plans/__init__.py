@@ -1,0 +1,1 @@
+"""Pure decisions over tables: what to write, in which order to load, which reads to merge."""

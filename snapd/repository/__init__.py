@@ -1,0 +1,1 @@
+"""The directory of packs and manifests: recovery, sealing, committing, verifying."""

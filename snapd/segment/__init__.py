@@ -1,0 +1,1 @@
+"""The shared-memory file: mapping, slots, key index, extents, writers' locks."""

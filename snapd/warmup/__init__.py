@@ -1,0 +1,1 @@
+"""Loading cold blocks: on demand first, then hottest first in the background."""

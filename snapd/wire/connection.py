@@ -1,0 +1,95 @@
+"""`Connection`: a blocking client of the store's socket, one request at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from typing import TypeVar
+
+from snapd.errors import ProtocolError, SnapdError, StoreUnavailableError
+from snapd.wire.framing import FrameDecoder, encode_frame
+from snapd.wire.messages import Failure, Message, decode_reply, encode_message
+
+ReplyType = TypeVar("ReplyType", bound=Message)
+
+_RECEIVE_BYTES = 1 << 18
+
+
+class RequestFailedError(SnapdError):
+    """The store answered `Failure`; `code` is a `ReturnCode`."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Connection:
+    """Not safe for use by two threads at once: give each thread its own.
+
+    After any `StoreUnavailableError` or `ProtocolError` it is closed for good, because a late reply
+    could otherwise be taken for another request's.
+    """
+
+    def __init__(self, path: str, timeout_seconds: float = 5.0) -> None:
+        """Connect. Raises StoreUnavailableError when nobody listens at `path`."""
+        self._path = path
+        self._decoder = FrameDecoder()
+        self._request_id = 0
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._socket.settimeout(timeout_seconds)
+        try:
+            self._socket.connect(path)
+        except OSError as error:
+            self._socket.close()
+            raise StoreUnavailableError(f"no store answers at {path}: {error}") from error
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection can no longer be used."""
+        return self._socket.fileno() < 0
+
+    def call(
+        self, request: Message, reply_type: type[ReplyType], timeout_seconds: float = 5.0
+    ) -> ReplyType:
+        """Send a request and wait for its reply.
+
+        Raises StoreUnavailableError at the deadline or when the connection breaks, ProtocolError on
+        a reply of another type, RequestFailedError when the store refuses.
+        """
+        self._request_id = (self._request_id + 1) & 0xFFFFFFFF
+        deadline = time.monotonic() + timeout_seconds
+        try:
+            self._socket.settimeout(timeout_seconds)
+            self._socket.sendall(encode_frame(self._request_id, encode_message(request)))
+            reply = self._receive(deadline)
+        except (OSError, ProtocolError) as error:
+            self.close()
+            if isinstance(error, ProtocolError):
+                raise
+            raise StoreUnavailableError(f"the store at {self._path} is away: {error}") from error
+        if isinstance(reply, Failure):
+            raise RequestFailedError(reply.code, reply.message)
+        if not isinstance(reply, reply_type):
+            self.close()
+            raise ProtocolError(f"expected {reply_type.__name__}, got {type(reply).__name__}")
+        return reply
+
+    def close(self) -> None:
+        """Close; idempotent."""
+        with contextlib.suppress(OSError):
+            self._socket.close()
+
+    def _receive(self, deadline: float) -> Message:
+        while True:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError("no answer within the deadline")
+            self._socket.settimeout(remaining)
+            data = self._socket.recv(_RECEIVE_BYTES)
+            if not data:
+                raise ConnectionResetError("the store closed the connection")
+            for frame in self._decoder.receive_data(data):
+                if frame.request_id != self._request_id:
+                    raise ProtocolError(f"reply to request {frame.request_id} was not asked for")
+                return decode_reply(frame.payload)
