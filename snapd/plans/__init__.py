@@ -1,1 +1,25 @@
 """Pure decisions over tables: what to write, in which order to load, which reads to merge."""
+
+from snapd.plans.diff import ScanDiff, diff_scan, same_bytes
+from snapd.plans.heat import decay, heat_from_reads, lift_parents, parent_rows, quantise
+from snapd.plans.merge import ReadRuns, merge_reads
+from snapd.plans.order import chains_hottest_first, hottest_first
+from snapd.plans.pace import TokenBucket
+from snapd.plans.warm import windows
+
+__all__ = [
+    "ReadRuns",
+    "ScanDiff",
+    "TokenBucket",
+    "chains_hottest_first",
+    "decay",
+    "diff_scan",
+    "heat_from_reads",
+    "hottest_first",
+    "lift_parents",
+    "merge_reads",
+    "parent_rows",
+    "quantise",
+    "same_bytes",
+    "windows",
+]
