@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from snapd.config.settings import BYTE_SETTINGS, Settings, environment_variable
+from snapd.config.settings import BYTE_SETTINGS, Settings, environment_variables
 from snapd.errors import SettingError
 
 DEFAULT_FILE = Path("/etc/mooncake-snapd/snapd.toml")
 
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+_VARIABLES = tuple(variable for key in _TYPES for variable in environment_variables(key))
+_MISSPELT_RATIO = 0.9
 _DEFAULTS = Settings()
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -30,7 +34,7 @@ def parse_bytes(text: str) -> int:
     match = _BYTES.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a number of bytes such as 1048576, 512mb or 4gb")
-    return int(float(match[1]) * 1024 ** _POWERS[match[2].lower()])
+    return int(Decimal(match[1]) * 1024 ** _POWERS[match[2].lower()])
 
 
 def load_settings(
@@ -46,14 +50,26 @@ def load_settings(
     values: dict[str, Any] = {}
     for key, value in _read_file(file).items():
         values[key] = _check(key, value, str(file or DEFAULT_FILE))
+    _refuse_misspelt(environment)
     for key in _TYPES:
-        variable = environment_variable(key)
-        if variable in environment:
-            values[key] = _check(key, environment[variable], f"environment ({variable})")
+        for variable in reversed(environment_variables(key)):
+            if variable in environment:
+                values[key] = _check(key, environment[variable], f"environment ({variable})")
     for key, value in (flags or {}).items():
         if value is not None:
             values[key] = _check(key, value, f"flag (--{key.replace('_', '-')})")
     return Settings(**values)
+
+
+def _refuse_misspelt(environment: Mapping[str, str]) -> None:
+    """Raises SettingError for a variable of ours that is nearly, but not quite, a setting's.
+
+    Other `SNAPD_` variables are let be: Kubernetes puts one in every container for each service.
+    """
+    unknown = [name for name in environment if name.startswith("SNAPD_") and name not in _VARIABLES]
+    for name in unknown:
+        if near := difflib.get_close_matches(name, _VARIABLES, n=1, cutoff=_MISSPELT_RATIO):
+            raise SettingError(f"unknown setting {name} in environment; did you mean {near[0]}?")
 
 
 def _read_file(file: Path | None) -> dict[str, Any]:

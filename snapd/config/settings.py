@@ -1,7 +1,7 @@
 """`Settings`: every setting, its default, its limits and what it means.
 
-The field's name is its key in the TOML file; its environment variable is `SNAPD_<NAME>`, or the
-name in `ENVIRONMENT` where Mooncake already has one. `docs/settings.md` is generated from here.
+The field's name is its key in the TOML file; its environment variable is `SNAPD_<NAME>`, and the
+name in `ENVIRONMENT` too where Mooncake already has one. `docs/settings.md` is generated from here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
-Bytes = Annotated[int, Meta(ge=0)]
+Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]
 Ratio = Annotated[float, Meta(gt=0, le=1)]
 
 
@@ -60,7 +60,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Annotated[int, Meta(ge=1 << 20, le=1 << 36)], setting("Bytes at which a pack is sealed.")
     ] = 256 * 2**20
     global_segment_size: Annotated[
-        Annotated[int, Meta(ge=1 << 20)],
+        Annotated[int, Meta(ge=1 << 20, le=1 << 50)],
         setting("Bytes of block data that the bundled store holds (or text such as 4gb)."),
     ] = 4 * 2**30
     segment_path: Annotated[
@@ -95,12 +95,18 @@ ENVIRONMENT: dict[str, str] = {
     "enable_warmup": "MOONCAKE_STORE_ENABLE_WARMUP",
     "global_segment_size": "MOONCAKE_GLOBAL_SEGMENT_SIZE",
 }
-"""Environment variables that do not follow `SNAPD_<NAME>`, because Mooncake's users have them."""
+"""Environment variables beside `SNAPD_<NAME>`, because Mooncake's users have them set."""
 
 BYTE_SETTINGS = frozenset({"io_bytes_per_sec_max", "pack_bytes_max", "global_segment_size"})
 """Settings that also take text such as 512mb or 4GiB; every unit is a power of 1024."""
 
 
+def environment_variables(name: str) -> tuple[str, ...]:
+    """The variables that set the field `name`; the first that is set wins."""
+    own = f"SNAPD_{name.upper()}"
+    return (own, ENVIRONMENT[name]) if name in ENVIRONMENT else (own,)
+
+
 def environment_variable(name: str) -> str:
-    """The variable that sets the field `name`."""
-    return ENVIRONMENT.get(name, f"SNAPD_{name.upper()}")
+    """The variable by which the field `name` is best known."""
+    return environment_variables(name)[-1]

@@ -1,0 +1,90 @@
+"""`settings_document`: docs/settings.md, from the schema.
+
+Renew it with `python -m snapd.config.document > docs/settings.md`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from snapd.config.load import DEFAULT_FILE
+from snapd.config.settings import BYTE_SETTINGS, Settings, environment_variables
+
+_HINTS: dict[str, Any] = get_type_hints(Settings, include_extras=True)
+_LIMITS = {"gt": "over", "ge": "from", "lt": "under", "le": "up to"}
+
+
+def describe(name: str) -> str:
+    """The text that documents a setting."""
+    return next(meta.description for meta in _metadata(name) if meta.description)
+
+
+def settings_document() -> str:
+    """The whole file, ending in a line feed."""
+    lines = [
+        "# Settings",
+        "",
+        "Generated from `snapd.config.settings`: `python -m snapd.config.document > "
+        "docs/settings.md`.",
+        "",
+        "Later sources win: the defaults below, then the TOML file "
+        f"(`{DEFAULT_FILE}`, or `--config FILE`), then the environment, then flags "
+        "(`--snapshot-interval-sec 60`). A key in the file is the setting's name. Unknown keys and "
+        "bad values are errors that name the key and where it came from; so is a variable that looks "
+        "like a misspelt one of these. Where two variables are named, the first wins.",
+        "",
+        "Sizes in bytes also take text: `512mb`, `4gb`, `1.5GiB`; units are powers of 1024. "
+        "Switches take `true`, `false`, `1`, `0`, `yes`, `no`, `on`, `off`.",
+        "",
+        "| setting | environment | default | values | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for field in msgspec.structs.fields(Settings):
+        cells = (
+            f"`{field.name}`",
+            ", ".join(f"`{variable}`" for variable in environment_variables(field.name)),
+            _default_text(field.name, field.default),
+            _values_text(field.name),
+            describe(field.name),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _metadata(name: str) -> tuple[msgspec.Meta, ...]:
+    metadata: tuple[msgspec.Meta, ...] = _HINTS[name].__metadata__
+    return metadata
+
+
+def _default_text(name: str, default: object) -> str:
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if name in BYTE_SETTINGS and isinstance(default, int) and default:
+        power = (default.bit_length() - 1) // 10
+        return f"`{default >> 10 * power}{' kmgt'[power].strip()}b`"
+    if isinstance(default, float):
+        return f"`{default:g}`"
+    return f"`{default}`" if default != "" else "(empty)"
+
+
+def _values_text(name: str) -> str:
+    base = get_args(_HINTS[name])[0]
+    if get_origin(base) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(base))
+    limits = [
+        f"{word} {getattr(meta, attribute):,}"
+        for meta in _metadata(name)
+        for attribute, word in _LIMITS.items()
+        if getattr(meta, attribute) is not None
+    ]
+    kind = {bool: "switch", int: "whole number", float: "number", str: "text"}[base]
+    if name in BYTE_SETTINGS:
+        kind = "bytes"
+    return " ".join([kind, " ".join(limits)]).strip()
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_document())
