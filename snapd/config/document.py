@@ -33,8 +33,8 @@ def settings_document() -> str:
         "Later sources win: the defaults below, then the TOML file "
         f"(`{DEFAULT_FILE}`, or `--config FILE`), then the environment, then flags "
         "(`--snapshot-interval-sec 60`). A key in the file is the setting's name. Unknown keys and "
-        "bad values are errors that name the key and where it came from; so is a variable that looks "
-        "like a misspelt one of these. Where two variables are named, the first wins.",
+        "bad values are errors that name the key and where it came from; so is a variable that "
+        "looks like a misspelt one of these. Where two variables are named, the first wins.",
         "",
         "Sizes in bytes also take text: `512mb`, `4gb`, `1.5GiB`; units are powers of 1024. "
         "Switches take `true`, `false`, `1`, `0`, `yes`, `no`, `on`, `off`.",
