@@ -1,0 +1,293 @@
+"""The bundled store's adapter: zero copy, over the mapped segment and the store's socket.
+
+What a block is comes from the mapped slot table and needs no answer from the store, so a flush
+works while the store is dead as well. Nothing read here has an effect on eviction: no lease is
+taken, and the store does not even notice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from snapd.attach.port import I32, Fill, Registered, Scan
+from snapd.blocks import BlockTable
+from snapd.blocks.keys import I64, U64, Bools
+from snapd.blocks.table import F32, U32
+from snapd.errors import CorruptError, ProtocolError, SnapdError
+from snapd.formats.segment import (
+    DATA_UNIT_BYTES,
+    SlotState,
+    data_units,
+    in_bounds,
+)
+from snapd.plans import heat_from_reads, windows
+from snapd.segment.view import SegmentView
+from snapd.wire.codes import ReturnCode
+from snapd.wire.connection import Connection
+from snapd.wire.messages import (
+    BATCH_KEYS_MAX,
+    Codes,
+    ColdReady,
+    DropCold,
+    FillEnd,
+    FillStart,
+    LoadWait,
+    Message,
+    PinBlocks,
+    RegisterCold,
+    ReportCorrupt,
+    Reserved,
+    UnpinBlocks,
+    Wanted,
+    decode_column,
+    encode_keys,
+)
+
+_DESCRIBE_ROWS = 65_536
+"""Slots described at a time, which bounds the copies that a description makes."""
+
+_MESSAGE_BYTES = 8 * 2**20
+"""Bytes of keys in one message, half of the longest frame."""
+
+_ANSWER_SECONDS = 10.0
+"""Deadline of one answer of the store."""
+
+
+class BundledSource:
+    """A `Source` over a mapped segment; `connection` may have broken, or be None."""
+
+    def __init__(self, view: SegmentView, connection: Connection | None) -> None:
+        self._view = view
+        self._connection = connection
+
+    def scan(self) -> Scan:
+        """Straight from the slot table: two columns, no record is checked yet (see `describe`)."""
+        slots = self._view.slots
+        state = slots["state"].copy()
+        cold = state == SlotState.COLD
+        epoch = current_epoch(self._view)
+        listed = (cold | (state == SlotState.PUBLISHED)) & (slots["epoch"] >= epoch)
+        return Scan(np.where(listed, slots["sequence"], np.uint64(0)), cold & listed)
+
+    def describe(self, slots: I64) -> BlockTable:
+        """Whole records whose key has their hash; the others are left for the next look."""
+        parts = [self._describe(rows) for rows in _pieces(slots, _DESCRIBE_ROWS)]
+        return BlockTable.concatenate(parts)
+
+    def heat(self, slots: I64) -> F32:
+        """From the store's counts of reads, decayed to now."""
+        rows = self._view.heat[slots]
+        age = time.time() - rows["last_access"].astype(np.float64)
+        reads = np.nan_to_num(np.clip(rows["access_count"], 0, 1e9))
+        return heat_from_reads(reads, age)
+
+    def pin(self, table: BlockTable) -> Bools:
+        """One message a batch; False for all where the store does not answer."""
+        held = np.zeros(len(table), np.bool_)
+        if self._connection is None or self._connection.closed:
+            return held
+        try:
+            for rows in _pieces(np.arange(len(table)), BATCH_KEYS_MAX):
+                request = PinBlocks(table.slot[rows].tobytes(), table.slot_sequence[rows].tobytes())
+                held[rows] = _codes(self._connection, request, len(rows)) == ReturnCode.OK
+        except SnapdError:
+            # Unpinned is not unsafe: `still` and the checksum decide what was read.
+            held[:] = False
+        return held
+
+    def unpin(self, table: BlockTable) -> None:
+        """Best effort: the pins end with the connection too."""
+        self._tell(table, UnpinBlocks)
+
+    def buffers(self, table: BlockTable) -> Sequence[memoryview]:
+        """Read-only views of the mapping."""
+        return [view.toreadonly() for view in _extents(self._view, table.offset, table.size)]
+
+    def still(self, table: BlockTable) -> Bools:
+        """Compare whole records with the table, and their epochs with the segment's."""
+        slots, whole = self._view.read_slots(table.slot.astype(np.int64))
+        same: Bools = (
+            whole
+            & (slots["sequence"] == table.slot_sequence)
+            & (slots["state"] == SlotState.PUBLISHED)
+            & (slots["epoch"] >= current_epoch(self._view))
+        )
+        return same
+
+    def report_corrupt(self, table: BlockTable) -> None:
+        """The store checks for itself, and drops what is bad."""
+        self._tell(table, ReportCorrupt)
+
+    def _tell(
+        self,
+        table: BlockTable,
+        message: type[UnpinBlocks | ReportCorrupt],
+    ) -> None:
+        if self._connection is None or self._connection.closed:
+            return
+        try:
+            for rows in _pieces(np.arange(len(table)), BATCH_KEYS_MAX):
+                request = message(table.slot[rows].tobytes(), table.slot_sequence[rows].tobytes())
+                _codes(self._connection, request, len(rows))
+        except SnapdError:
+            # Whoever watches the store notices by itself that it is away.
+            return
+
+    def _describe(self, rows: I64) -> BlockTable:
+        slots, keys, good = self._view.read_blocks(rows)
+        good &= (slots["state"] == SlotState.PUBLISHED) | (slots["state"] == SlotState.COLD)
+        good &= in_bounds(slots, self._view.geometry)
+        good &= slots["epoch"] >= current_epoch(self._view)
+        if not good.all():
+            rows, slots, keys = rows[good], slots[good], keys.take(good)
+        extents = slots["extent"].astype(np.uint64) * np.uint64(DATA_UNIT_BYTES)
+        return BlockTable.for_keys(keys, slots["key_hash"].copy()).with_columns(
+            epoch=slots["epoch"],
+            sequence=slots["sequence"],
+            size=slots["size"],
+            stored_size=slots["size"],
+            checksum=slots["checksum"],
+            fingerprint=slots["fingerprint"],
+            group=slots["group"],
+            pin=slots["pin"],
+            parent=self._view.heat["parent"][rows],
+            heat=self.heat(rows),
+            slot=rows,
+            slot_sequence=slots["sequence"],
+            offset=extents + np.uint64(self._view.geometry.data_offset),
+        )
+
+
+class BundledSink:
+    """A `Sink` over a mapped segment; the lock of `writer` is held while this object lives."""
+
+    def __init__(self, view: SegmentView, connection: Connection, writer: int) -> None:
+        """Take the writer's lock. Raises SegmentError if another process has it."""
+        self._view = view
+        self._connection = connection
+        self._writer = writer
+        view.hold_writer(writer)
+
+    def register_cold(self, table: BlockTable) -> Registered:
+        """One message for each 65,536 rows, fewer where keys are so long that it would not fit."""
+        answers = [self._register(part) for part in _messages(table)]
+        return Registered(
+            np.concatenate([np.empty(0, np.int32), *(answer.codes for answer in answers)]),
+            np.concatenate([np.empty(0, np.uint32), *(answer.slots for answer in answers)]),
+            np.concatenate([np.empty(0, np.uint64), *(answer.sequences for answer in answers)]),
+        )
+
+    def cold_ready(self) -> None:
+        """Announce."""
+        self._connection.call(ColdReady(), Codes, _ANSWER_SECONDS)
+
+    def wanted(self, wait_ms: int) -> tuple[U32, U64]:
+        """Long poll."""
+        wanted = self._connection.call(LoadWait(wait_ms), Wanted, wait_ms / 1000 + _ANSWER_SECONDS)
+        slots = decode_column(wanted.slots, np.uint32)
+        return slots, decode_column(wanted.sequences, np.uint64, len(slots))
+
+    def reserve(self, slots: U32, sequences: U64, sizes: U64, *, demand: bool) -> Fill:
+        """Reserve extents of the segment; the buffers are the extents themselves."""
+        request = FillStart(slots.tobytes(), sequences.tobytes(), demand)
+        reply = self._connection.call(request, Reserved, _ANSWER_SECONDS)
+        codes = decode_column(reply.codes, np.int32, len(slots))
+        offsets = decode_column(reply.offsets, np.uint64, len(slots))
+        given = codes == ReturnCode.OK
+        buffers = _extents(self._view, np.where(given, offsets, 0), np.where(given, sizes, 0))
+        return Fill(
+            slots,
+            sequences,
+            codes,
+            decode_column(reply.slots, np.uint32, len(slots)),
+            decode_column(reply.sequences, np.uint64, len(slots)),
+            buffers,
+        )
+
+    def publish(self, fill: Fill, codes: I32) -> I32:
+        """End the fill for every block that got space."""
+        result = fill.codes.copy()
+        given = np.flatnonzero(fill.codes == ReturnCode.OK)
+        if len(given):
+            request = FillEnd(
+                fill.cold_slots[given].tobytes(),
+                fill.cold_sequences[given].tobytes(),
+                fill.slots[given].tobytes(),
+                fill.sequences[given].tobytes(),
+                codes[given].astype(np.int32).tobytes(),
+            )
+            result[given] = _codes(self._connection, request, len(given))
+        return result
+
+    def drop_cold(self, slots: U32, sequences: U64) -> None:
+        """In batches of a message's size."""
+        for rows in _pieces(np.arange(len(slots)), BATCH_KEYS_MAX):
+            request = DropCold(slots[rows].tobytes(), sequences[rows].tobytes())
+            _codes(self._connection, request, len(rows))
+
+    def close(self) -> None:
+        """Close the connection, and say by the lock that nothing will be written any more."""
+        self._connection.close()
+        self._view.release_writer(self._writer)
+
+    def _register(self, table: BlockTable) -> Registered:
+        request = RegisterCold(
+            keys=encode_keys(table.keys),
+            key_hashes=table.key_hash.tobytes(),
+            sizes=table.size.tobytes(),
+            checksums=table.checksum.tobytes(),
+            fingerprints=table.fingerprint.tobytes(),
+            groups=table.group.tobytes(),
+            pins=table.pin.tobytes(),
+            heats=table.heat.tobytes(),
+        )
+        reply = self._connection.call(request, Reserved, _ANSWER_SECONDS)
+        rows = len(table)
+        return Registered(
+            decode_column(reply.codes, np.int32, rows),
+            decode_column(reply.slots, np.uint32, rows),
+            decode_column(reply.sequences, np.uint64, rows),
+        )
+
+
+def current_epoch(view: SegmentView) -> int:
+    """The segment's epoch. Raises CorruptError when its header stays unreadable.
+
+    The store renews one copy of the state after the other, so one look may fall between two
+    renewals and find neither whole; a second look then does not.
+    """
+    try:
+        return view.epoch
+    except CorruptError:
+        return view.epoch
+
+
+def _codes(connection: Connection, request: Message, rows: int) -> I32:
+    reply = connection.call(request, Codes, _ANSWER_SECONDS)
+    return decode_column(reply.codes, np.int32, rows)
+
+
+def _pieces(rows: I64, count_max: int) -> list[I64]:
+    return [rows[at : at + count_max] for at in range(0, len(rows), count_max)]
+
+
+def _messages(table: BlockTable) -> Iterator[BlockTable]:
+    """The table in pieces that fit into one message each."""
+    rows = np.arange(len(table), dtype=np.int64)
+    lengths = table.keys.lengths.astype(np.uint64)
+    for piece in windows(rows, lengths, bytes_max=_MESSAGE_BYTES, blocks_max=BATCH_KEYS_MAX):
+        yield table if len(piece) == len(table) else table.take(piece)
+
+
+def _extents(view: SegmentView, offsets: U64, sizes: U64) -> list[memoryview]:
+    """The padded bytes of each extent. Raises ProtocolError for one outside the data area."""
+    geometry = view.geometry
+    ends = offsets.astype(np.int64) + data_units(sizes) * DATA_UNIT_BYTES
+    used = sizes > 0
+    if bool((used & ((offsets < geometry.data_offset) | (ends > geometry.file_bytes))).any()):
+        raise ProtocolError("an extent lies outside the segment's data area")
+    data = view.data
+    return [data[a:b] for a, b in zip(offsets.tolist(), ends.tolist(), strict=True)]

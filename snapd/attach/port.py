@@ -1,0 +1,126 @@
+"""The attach port: what the workers need of a store, whichever it is.
+
+A **source** lists blocks and gives their bytes; a **sink** takes blocks back. Both number blocks by
+*slot*: the bundled store's are the records of its slot table, an adapter for another store keeps a
+numbering of its own. A slot with its sequence names one version; the same pair never comes back
+with other bytes. Each thread has a source or a sink of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from snapd.blocks import BlockTable
+from snapd.blocks.keys import I64, U64, Bools
+from snapd.blocks.table import F32, U32
+
+I32 = npt.NDArray[np.int32]
+
+PINNED_BYTES_MAX = 64 * 2**20
+"""Most bytes that are pinned, or in a private buffer, at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One look at all slots: the sequence of what each holds, 0 where that is nothing."""
+
+    sequence: U64
+    """uint64 [slots]."""
+    cold: Bools
+    """bool [slots]: the slot holds a block that is on disk only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """Answer to a registration of n cold blocks."""
+
+    codes: I32
+    """`ReturnCode` of each, int32 [n]; 0 is registered."""
+    slots: U32
+    sequences: U64
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Space for n cold blocks. Where the code is not 0 there is none, and the rest is 0."""
+
+    cold_slots: U32
+    cold_sequences: U64
+    codes: I32
+    slots: U32
+    sequences: U64
+    buffers: Sequence[memoryview]
+    """Writable, padded to `DISK_ALIGNMENT` and aligned to it; empty where the code is not 0."""
+
+
+class Source(Protocol):
+    """Lists a store's blocks and gives their bytes, without any effect on its eviction order.
+
+    A store that died does not end a source: what it had mapped stays readable, and the answers of
+    `still` and the checksums decide.
+    """
+
+    def scan(self) -> Scan:
+        """What every slot holds now. Raises StoreUnavailableError where the store must be asked."""
+
+    def describe(self, slots: I64) -> BlockTable:
+        """The blocks in these slots, in order; a slot that is empty, dead or torn (being written,
+        its record's checksum wrong) is left out. `incarnation` is 0 and `epoch` the store's own.
+        """
+
+    def heat(self, slots: I64) -> F32:
+        """Heat of the blocks in these slots, float32 [n]; advisory."""
+
+    def pin(self, table: BlockTable) -> Bools:
+        """Keep at most `PINNED_BYTES_MAX` bytes of blocks in place until `unpin`; which are held,
+        bool [n]. Best effort: a store that does not answer holds nothing, and nothing is raised.
+        """
+
+    def unpin(self, table: BlockTable) -> None:
+        """End `pin`. Never raises: a connection that broke ended it too."""
+
+    def buffers(self, table: BlockTable) -> Sequence[memoryview]:
+        """The bytes of each block, padded to `DISK_ALIGNMENT`; valid until `unpin`."""
+
+    def still(self, table: BlockTable) -> Bools:
+        """Whether each slot still holds the version that the table describes, bool [n]. True after
+        the bytes were used means that they were that version's throughout."""
+
+    def report_corrupt(self, table: BlockTable) -> None:
+        """Tell the store that these blocks do not have their checksum. Never raises."""
+
+
+class Sink(Protocol):
+    """Takes blocks back into a store. Every method raises StoreUnavailableError when the store does
+    not answer, and `SnapdError`s of the store that refused; nothing is half done then that
+    `publish` would make visible."""
+
+    def register_cold(self, table: BlockTable) -> Registered:
+        """Make blocks known that are on disk only. A key that the store knows is refused with
+        OBJECT_ALREADY_EXISTS, one that there is no room for with NO_AVAILABLE_HANDLE."""
+
+    def cold_ready(self) -> None:
+        """All cold blocks are registered: serve them."""
+
+    def wanted(self, wait_ms: int) -> tuple[U32, U64]:
+        """Slots and sequences of cold blocks that readers wait for; empty after `wait_ms`."""
+
+    def reserve(self, slots: U32, sequences: U64, sizes: U64, *, demand: bool) -> Fill:
+        """Space to load cold blocks into. `demand` may evict; without it NO_AVAILABLE_HANDLE says
+        that the store is as full as a background load may make it."""
+
+    def publish(self, fill: Fill, codes: I32) -> I32:
+        """Publish what was loaded: `codes` 0 where the bytes are in place and verified, else why
+        not. Returns int32 [n]: 0 where the block is now served; OBJECT_NOT_FOUND where the key was
+        removed or replaced meanwhile."""
+
+    def drop_cold(self, slots: U32, sequences: U64) -> None:
+        """Forget cold blocks; pairs that are no longer true are passed over."""
+
+    def close(self) -> None:
+        """End the connection; idempotent. Writes must have ended."""

@@ -1,0 +1,228 @@
+"""`Metrics`: every metric of the daemon, in a registry of its own.
+
+Workers call the methods, which name what happened; the names, labels and units of the metrics are
+decided here alone. Every label value that an alert may ask for exists from the start, at zero,
+because `rate()` cannot see the first increment of a series that was not there before.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from snapd import __version__
+from snapd.wire.messages import StatsReply
+
+SNAPSHOT_FAILURE_REASONS = ("disk", "integrity", "deadline", "other")
+QUARANTINE_REASONS = ("segment", "pack", "store", "unreadable")
+LOAD_RESULTS = ("loaded", "superseded", "rejected", "no_space", "failed")
+
+
+class Metrics:
+    """All metrics. Methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._snapshot_metrics()
+        self._flush_metrics()
+        self._disk_metrics()
+        self._warmup_metrics()
+        self._store_metrics()
+        info = self._gauge(
+            "build_info", "Versions of what runs; the value is always 1.", "version", "python"
+        )
+        info.labels(__version__, platform.python_version()).set(1)
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    # --- snapshots and flushes ----------------------------------------------------------------
+
+    def snapshot_done(
+        self, blocks: int, bytes_written: int, seconds: float, timestamp: float
+    ) -> None:
+        """A manifest over `blocks` blocks is durable; `timestamp` is Unix time."""
+        self._snapshots.labels("success").inc()
+        self._snapshot_seconds.observe(seconds)
+        self._snapshot_bytes.inc(bytes_written)
+        self.snapshot_restored(blocks, timestamp)
+
+    def snapshot_restored(self, blocks: int, timestamp: float) -> None:
+        """The newest manifest holds `blocks` blocks and was written at `timestamp` (Unix time)."""
+        self._snapshot_blocks.set(blocks)
+        self._snapshot_timestamp.set(timestamp)
+
+    def snapshot_failed(self, reason: str) -> None:
+        """A snapshot failed; `reason` is one of `SNAPSHOT_FAILURE_REASONS`."""
+        self._snapshots.labels("failure").inc()
+        self._snapshot_failures.labels(reason).inc()
+
+    def flushed(self, blocks: int, bytes_written: int, seconds: float) -> None:
+        """A flush ended well; `blocks` new blocks are durable."""
+        self._flush_blocks.inc(blocks)
+        self._flush_bytes.inc(bytes_written)
+        self._flush_seconds.observe(seconds)
+
+    def flush_failed(self, reason: str) -> None:
+        """A flush failed and will be tried again."""
+        self._flush_failures.labels(reason).inc()
+
+    def flush_lag(self, lag_seconds: Callable[[], float]) -> None:
+        """Ask `lag_seconds` at every scrape."""
+        self._flush_lag.set_function(lag_seconds)
+
+    def removals_journaled(self, removals: int) -> None:
+        """Removals are durable."""
+        self._removals.inc(removals)
+
+    def quarantined(self, reason: str, blocks: int) -> None:
+        """Blocks failed verification and will not be served; see `QUARANTINE_REASONS`."""
+        if blocks:
+            self._quarantined.labels(reason).inc(blocks)
+
+    def disk(self, used_bytes: int, capacity_bytes: int, repository_bytes: int) -> None:
+        """Space on the repository's file system, and the repository's own."""
+        self._disk_used.set(used_bytes)
+        self._disk_capacity.set(capacity_bytes)
+        self._disk_ratio.set(used_bytes / capacity_bytes if capacity_bytes else 0.0)
+        self._repository_bytes.set(repository_bytes)
+
+    # --- warm-up --------------------------------------------------------------------------------
+
+    def ready(self, seconds: float) -> None:
+        """All blocks of the snapshot are served, `seconds` after the process started."""
+        self._ready_seconds.set(seconds)
+
+    def warmup_loaded(self, result: str, blocks: int, bytes_read: int) -> None:
+        """The background warm-up dealt with blocks; `result` is one of `LOAD_RESULTS`."""
+        self._warmup_blocks.labels(result).inc(blocks)
+        self._warmup_bytes.inc(bytes_read)
+
+    def demand_loaded(self, result: str, blocks: int, bytes_read: int) -> None:
+        """Blocks that a reader waited for; `result` is one of `LOAD_RESULTS`."""
+        self._demand_blocks.labels(result).inc(blocks)
+        self._demand_bytes.inc(bytes_read)
+
+    def warmup_progress(self, ratio: float) -> None:
+        """Share of the blocks to warm up that were dealt with, 0 to 1."""
+        self._warmup_ratio.set(ratio)
+
+    def warmup_done(self, seconds: float) -> None:
+        """The background warm-up ended."""
+        self._warmup_seconds.set(seconds)
+
+    # --- the store ------------------------------------------------------------------------------
+
+    def store_up(self, up: bool) -> None:
+        """Whether the store answers."""
+        self._store_up.set(1 if up else 0)
+
+    def store_stats(self, now: StatsReply, before: StatsReply | None) -> None:
+        """The store's counters; `before` is the last look in the same life of the store."""
+        self._store_blocks.set(now.blocks)
+        self._store_cold_blocks.set(now.cold_blocks)
+        self._store_bytes.set(now.bytes_used)
+        self._store_capacity.set(now.bytes_capacity)
+        for counter, name in (
+            (self._store_hits, "hits"),
+            (self._store_misses, "misses"),
+            (self._store_evictions, "evictions"),
+        ):
+            since = getattr(before, name) if before is not None else 0
+            counter.inc(max(0, getattr(now, name) - since))
+
+    # --- construction ---------------------------------------------------------------------------
+
+    def _snapshot_metrics(self) -> None:
+        self._snapshots = self._counter("snapshot", "Snapshots by result.", "result")
+        for result in ("success", "failure"):
+            self._snapshots.labels(result)
+        self._snapshot_failures = self._counter(
+            "snapshot_failures", "Snapshots that failed, by reason.", "reason"
+        )
+        for reason in SNAPSHOT_FAILURE_REASONS:
+            self._snapshot_failures.labels(reason)
+        self._snapshot_seconds = self._histogram(
+            "snapshot_duration_seconds", "Time from a snapshot's start to its durable manifest."
+        )
+        self._snapshot_bytes = self._counter(
+            "snapshot_bytes", "Bytes that snapshots wrote, manifests and packs sealed for them."
+        )
+        self._snapshot_timestamp = self._gauge(
+            "snapshot_last_success_timestamp_seconds",
+            "Unix time of the newest valid snapshot, also one from before this process; 0 is none.",
+        )
+        self._snapshot_blocks = self._gauge("snapshot_blocks", "Blocks in the newest snapshot.")
+
+    def _flush_metrics(self) -> None:
+        self._flush_lag = self._gauge(
+            "flush_lag_seconds", "Age of the newest moment up to which all blocks are on disk."
+        )
+        self._flush_blocks = self._counter("flush_blocks", "Blocks written to packs.")
+        self._flush_bytes = self._counter("flush_bytes", "Bytes of blocks written to packs.")
+        self._flush_seconds = self._histogram("flush_duration_seconds", "Time that a flush took.")
+        self._flush_failures = self._counter(
+            "flush_failures", "Failed flushes, by reason.", "reason"
+        )
+        for reason in SNAPSHOT_FAILURE_REASONS:
+            self._flush_failures.labels(reason)
+        self._removals = self._counter("removals_journaled", "Removals made durable.")
+        self._quarantined = self._counter(
+            "blocks_quarantined", "Blocks that failed verification, by where they were.", "reason"
+        )
+        for reason in QUARANTINE_REASONS:
+            self._quarantined.labels(reason)
+
+    def _disk_metrics(self) -> None:
+        self._disk_ratio = self._gauge(
+            "disk_used_ratio", "Used share of the file system that holds the repository."
+        )
+        self._disk_used = self._gauge("disk_used_bytes", "Used bytes of that file system.")
+        self._disk_capacity = self._gauge("disk_capacity_bytes", "Size of that file system.")
+        self._repository_bytes = self._gauge("repository_bytes", "Bytes of packs and manifests.")
+
+    def _warmup_metrics(self) -> None:
+        self._ready_seconds = self._gauge(
+            "ready_duration_seconds",
+            "Time from the start of this process until all blocks of the snapshot were served.",
+        )
+        self._warmup_seconds = self._gauge(
+            "warmup_duration_seconds", "Time that the last background warm-up took."
+        )
+        self._warmup_ratio = self._gauge(
+            "warmup_progress_ratio", "Share of the blocks to warm up that were dealt with."
+        )
+        self._warmup_blocks = self._counter(
+            "warmup_blocks", "Blocks that the background warm-up dealt with, by result.", "result"
+        )
+        self._demand_blocks = self._counter(
+            "demand_load_blocks", "Cold blocks that readers waited for, by result.", "result"
+        )
+        for result in LOAD_RESULTS:
+            self._warmup_blocks.labels(result)
+            self._demand_blocks.labels(result)
+        self._warmup_bytes = self._counter("warmup_bytes", "Bytes that the warm-up put back.")
+        self._demand_bytes = self._counter("demand_load_bytes", "Bytes loaded because of readers.")
+
+    def _store_metrics(self) -> None:
+        self._store_blocks = self._gauge("store_blocks", "Blocks resident in the store.")
+        self._store_cold_blocks = self._gauge("store_cold_blocks", "Blocks served from disk.")
+        self._store_bytes = self._gauge("store_bytes", "Bytes of resident blocks.")
+        self._store_capacity = self._gauge("store_capacity_bytes", "Bytes the store can hold.")
+        self._store_hits = self._counter("store_hits", "Blocks that readers found.")
+        self._store_misses = self._counter("store_misses", "Blocks that readers did not find.")
+        self._store_evictions = self._counter("store_evictions", "Blocks that the store evicted.")
+        self._store_up = self._gauge("store_up", "1 while the store answers.")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"snapd_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"snapd_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        buckets = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300)
+        return Histogram(f"snapd_{name}", text, buckets=buckets, registry=self.registry)

@@ -1,0 +1,71 @@
+"""`Residency`: which slot of the store holds which row of the catalog.
+
+Two arrays over slots: the sequence that was last settled and the row that holds those bytes on disk
+(-1 where the version was rejected: its bytes are not what its checksum says). A third tells which
+entries are cold. Everything here is bookkeeping in memory; it is rebuilt from a scan at any time.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Self
+
+import numpy as np
+
+from snapd.blocks.keys import I64, U64, Bools
+from snapd.blocks.table import U32
+
+REJECTED = -1
+"""Row of a version that failed verification: known, and not to be written."""
+
+
+class Residency:
+    """Slots with their settled versions.
+
+    `lock` makes a look at the store and its bookkeeping one step: whoever moves a block (a fill, a
+    registration) holds it over the store's answer and `settle`, and whoever compares a scan holds
+    it over scan and comparison. Otherwise a block that moved would look like one that left.
+    """
+
+    __slots__ = ("cold", "lock", "row", "sequence")
+
+    def __init__(self, slots: int) -> None:
+        self.lock = threading.RLock()
+        self.sequence: U64 = np.zeros(slots, np.uint64)
+        self.row: I64 = np.full(slots, REJECTED, np.int64)
+        self.cold: Bools = np.zeros(slots, np.bool_)
+
+    @classmethod
+    def none(cls) -> Self:
+        """Of no store."""
+        return cls(0)
+
+    def settle(self, slots: U32 | I64, sequences: U64, rows: I64, *, cold: bool) -> None:
+        """These slots hold these rows."""
+        self.sequence[slots] = sequences
+        self.row[slots] = rows
+        self.cold[slots] = cold
+
+    def forget(self, slots: U32 | I64) -> None:
+        """Nothing is known of these slots any more."""
+        self.sequence[slots] = 0
+        self.row[slots] = REJECTED
+        self.cold[slots] = False
+
+    def rows_of(self, slots: U32 | I64, sequences: U64) -> I64:
+        """The row that each slot holds, int64 [n]; -1 where it holds another version, or none."""
+        inside = np.flatnonzero(slots < len(self.sequence))
+        rows = np.full(len(slots), REJECTED, np.int64)
+        at = slots[inside]
+        rows[inside] = np.where(self.sequence[at] == sequences[inside], self.row[at], REJECTED)
+        return rows
+
+    def held(self, rows_total: int) -> Bools:
+        """Which rows some slot holds, resident or cold, bool [rows_total]."""
+        result = np.zeros(rows_total, np.bool_)
+        result[self.row[(self.sequence != 0) & (self.row >= 0)]] = True
+        return result
+
+    def cold_slots(self) -> I64:
+        """Slots of cold blocks with a row, int64, ascending."""
+        return np.flatnonzero(self.cold & (self.row >= 0)).astype(np.int64)
