@@ -33,7 +33,8 @@ Match = Callable[[I64, I64], Bools]
 
 def bucket_count(capacity: int) -> int:
     """Buckets, a power of two, that hold `capacity` entries at a load of one half or less."""
-    return 1 << max(0, (2 * capacity // BUCKET_ENTRIES - 1).bit_length())
+    needed = -(-2 * capacity // BUCKET_ENTRIES)
+    return 1 << max(0, needed - 1).bit_length()
 
 
 class HashIndex:
@@ -105,9 +106,10 @@ class HashIndex:
         raise OverflowError(f"the key index of {self._buckets} buckets is full")
 
     def remove(self, hashes: U64, numbers: I64) -> int:
-        """Remove these entries and return how many were there."""
-        words = self._words(hashes, numbers)
-        bucket = self._home(hashes)
+        """Remove these entries and return how many were there; one named twice counts once."""
+        # Counted down twice, one entry would take another's way-mark with it and lose that key.
+        words, once = np.unique(self._words(hashes, numbers), return_index=True)
+        bucket = self._home(hashes[once])
         passed: list[I64] = []
         passed_by: list[I64] = []
         ids = np.arange(len(words))

@@ -105,8 +105,3 @@ def environment_variables(name: str) -> tuple[str, ...]:
     """The variables that set the field `name`; the first that is set wins."""
     own = f"SNAPD_{name.upper()}"
     return (own, ENVIRONMENT[name]) if name in ENVIRONMENT else (own,)
-
-
-def environment_variable(name: str) -> str:
-    """The variable by which the field `name` is best known."""
-    return environment_variables(name)[-1]
