@@ -393,7 +393,7 @@ def decode_request(payload: bytes) -> Request:
     """A typed request. Raises ProtocolError."""
     try:
         return _requests.decode(payload)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"not a request: {error}") from error
 
 
@@ -401,7 +401,7 @@ def decode_reply(payload: bytes) -> Reply:
     """A typed reply. Raises ProtocolError."""
     try:
         return _replies.decode(payload)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"not a reply: {error}") from error
 
 
