@@ -58,6 +58,8 @@ class ControlClient:
             connection.request(method, target, headers={"Host": "snapd"})
             response = connection.getresponse()
             body = response.read(ANSWER_BYTES_MAX + 1)
+            if response.length and len(body) <= ANSWER_BYTES_MAX:
+                raise http.client.IncompleteRead(body, response.length)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NothingThereError(
                 f"no daemon answers at {self._path}: {error.strerror}; start it with `snapd run`, "
