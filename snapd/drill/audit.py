@@ -1,0 +1,119 @@
+"""The audit after a restart: is all that was durable still there, and is every byte right?"""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+
+from snapd.drill.content import I64, U32, Bools
+from snapd.drill.load import BATCH_BYTES_MAX, BlockClient, LoadSpec, SharedState
+from snapd.drill.look import evicted_keys
+from snapd.drill.processes import Site
+
+logger = logging.getLogger(__name__)
+
+EXIST_BATCH = 4096
+SWEEP_ROUNDS = 3
+"""Blocks that did not come are asked for again: a cold one may be slow, a lost one never comes."""
+
+
+class AuditVerdict(NamedTuple):
+    """What the sweep over all blocks found."""
+
+    lost_blocks: int
+    wrong_bytes: int
+
+
+class Auditor:
+    """A client of its own, in the drill's process."""
+
+    def __init__(self, spec: LoadSpec, state: SharedState, site: Site) -> None:
+        """Connect to the store."""
+        self._state = state
+        self._site = site
+        batch = max(1, min(256, BATCH_BYTES_MAX // spec.block_bytes))
+        self._batch = batch
+        self._client = BlockClient(spec, state.trace.block_count, batch)
+
+    def existing(self, surviving: U32) -> Bools:
+        """Of the blocks that survived (version not 0), those that the store says it has."""
+        blocks = np.flatnonzero(surviving)
+        there = np.zeros(len(surviving), np.bool_)
+        for first in range(0, len(blocks), EXIST_BATCH):
+            part = blocks[first : first + EXIST_BATCH]
+            there[part] = self._client.exist(part)
+        return there
+
+    def sweep(self, surviving: U32, restored: Bools, injected: frozenset[int]) -> AuditVerdict:
+        """Read every block that should be there and compare it, when the load has ended.
+
+        A block is lost if it survived the kill and then was not there, either at once (`restored`)
+        or now, though nobody removed it, the store did not log its eviction and the drill did not
+        damage it (`injected`).
+        """
+        ledger = self._state.ledger
+        present = np.zeros(len(surviving), np.bool_)
+        wanted = np.flatnonzero(ledger.live() | (surviving > 0))
+        wrong_total = 0
+        for _ in range(SWEEP_ROUNDS):
+            for first in range(0, len(wanted), self._batch):
+                part = wanted[first : first + self._batch]
+                right, wrong = self._read(part)
+                present[part] |= right
+                wrong_total += wrong
+            wanted = wanted[~present[wanted]]
+        excused = ledger.removed_since(surviving) | self._evicted()
+        excused[list(injected)] = True
+        lost = (surviving > 0) & ~(restored & present) & ~excused
+        for block in np.flatnonzero(lost)[:20].tolist():
+            logger.error(
+                "lost block %d %s: version %d survived, there after the restart %s, now %s",
+                block,
+                self._client.keys[block],
+                surviving[block],
+                restored[block],
+                present[block],
+            )
+        self._client.close()
+        return AuditVerdict(int(lost.sum()), wrong_total)
+
+    def _read(self, blocks: I64) -> tuple[Bools, int]:
+        ledger = self._state.ledger
+        floor = ledger.floor(blocks)
+        sizes = self._client.fetch(blocks)
+        right, wrong = self._client.compare(blocks, sizes, floor, ledger)
+        for row in np.flatnonzero(wrong).tolist():
+            logger.error(self._client.describe(blocks, sizes, floor, wrong, row))
+        return right, int(wrong.sum())
+
+    def _evicted(self) -> Bools:
+        """Blocks of which the store's event log says that they were evicted."""
+        evicted = evicted_keys(self._site.event_log)
+        return np.array([key in evicted for key in self._client.keys], dtype=np.bool_)
+
+
+def rejected_blocks(site: Site) -> int:
+    """Blocks that store and daemon found not to be what they should be, and did not serve.
+
+    Raises StoreUnavailableError, OSError or HTTPException when they do not answer.
+    """
+    rejected = site.store_stats().corrupt
+    if site.daemon is not None:
+        _, text = site.http_get("/metrics")
+        rejected += sum_metric(text, "snapd_blocks_quarantined_total")
+    return rejected
+
+
+def sum_metric(text: str, name: str) -> int:
+    """The sum of a counter over its labels, in the text that /metrics gives."""
+    return int(
+        sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name
+        )
+    )

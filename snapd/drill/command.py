@@ -1,0 +1,261 @@
+"""`snapctl drill`: options, the loop over seeds and scenarios, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from snapd import __version__
+from snapd.drill.content import BLOCK_BYTES_MIN, WRITERS_MAX
+from snapd.drill.measure import Run, ScenarioResult, summarise
+from snapd.drill.plan import SCENARIOS, DrillPlan, make_plan
+from snapd.drill.report import Report, render_report
+from snapd.drill.scenarios import run_scenario
+from snapd.drill.trace import MultiTurn, Trace, generate_trace, read_trace
+from snapd.drill.verdict import Finding, exit_code, judge
+
+FLUSH_SECONDS = 0.5
+SNAPSHOT_SECONDS = 2.0
+DEADLINE_SECONDS = 1.0
+LOAD_SECONDS = 12.0
+TRACE_LOAD_SECONDS = 24.0
+REPORT_FILE = "snapd-drill.html"
+
+
+@click.command()
+@click.option(
+    "--trace",
+    "trace_file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Replay this trace (Mooncake's JSONL) instead of generated multi-turn conversations.",
+)
+@click.option(
+    "--scenario",
+    "scenarios",
+    type=click.Choice(list(SCENARIOS)),
+    multiple=True,
+    help="Run this scenario only; may be repeated. The baseline always runs, to compare with.",
+)
+@click.option("--seed", default=1, show_default=True, help="Seed of the (first) run.")
+@click.option(
+    "--seeds", default=1, show_default=True, type=click.IntRange(1, 1000), help="How many seeds."
+)
+@click.option("--inject", is_flag=True, help="Flip a byte in shared memory and one in a pack.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1, 3600),
+    help=f"Replay within about this long [default: {LOAD_SECONDS:g}; trace: "
+    f"{TRACE_LOAD_SECONDS:g}].",
+)
+@click.option(
+    "--speedup",
+    type=click.FloatRange(0, min_open=True),
+    help="Replay this many times as fast as recorded, instead of --seconds.",
+)
+@click.option(
+    "--block-bytes",
+    type=click.IntRange(BLOCK_BYTES_MIN, 64 << 20),
+    help="Bytes of a block [default: 32768; trace: 16384].",
+)
+@click.option(
+    "--clients",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1, WRITERS_MAX),
+    help="Client processes.",
+)
+@click.option(
+    "--store",
+    type=click.Choice(["bundled"]),
+    default="bundled",
+    show_default=True,
+    help="Which store to drill.",
+)
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False, exists=True, writable=True),
+    help="Where repositories and logs are made [default: the temporary directory].",
+)
+@click.option("--keep", is_flag=True, help="Keep repositories and logs.")
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    default=Path(REPORT_FILE),
+    show_default=True,
+    help="Where to write the HTML report.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document on stdout, messages on stderr."
+)
+def drill(
+    *,
+    trace_file: Path | None,
+    scenarios: tuple[str, ...],
+    seed: int,
+    seeds: int,
+    report_file: Path,
+    directory: Path | None,
+    **options: Any,
+) -> int:
+    """Prove that the cache survives kills.
+
+    Starts a store, a daemon and clients of their own, replays requests, kills processes in the
+    middle of puts and flushes, starts them again, and compares every byte. Exits with 4 if a byte
+    was wrong or a durable block was lost, with 1 if the hit rate did not come back.
+    """
+    names = ["baseline", *(name for name in SCENARIOS if name in (scenarios or SCENARIOS))]
+    names = list(dict.fromkeys(names))
+    plans = [_plan(trace_file, number, options) for number in range(seed, seed + seeds)]
+    console = Console(stderr=True)
+    with _stop_on_sigterm():
+        runs = _run_all(plans, names, console, directory, keep=options["keep"])
+    baselines = {run.seed: run for run in runs if run.name == "baseline"}
+    results = [summarise(run, baselines[run.seed]) for run in runs]
+    findings = judge(results, injected=options["inject"])
+    report = Report(
+        plan=plans[0],
+        workload=trace_file.name if trace_file else "Generated multi-turn conversations",
+        runs=runs,
+        results=results,
+        findings=findings,
+        version=__version__,
+        machine=f"{os.cpu_count()} CPUs, {platform.system()} {platform.release()}",
+        made_at=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    )
+    report_file.write_text(render_report(report))
+    if options["as_json"]:
+        click.echo(json.dumps(_document(plans[0], results, findings), indent=2))
+    else:
+        _print_table(results)
+    for finding in findings:
+        click.echo(f"found: {finding}", err=True)
+    click.echo(f"report: {report_file}", err=True)
+    return exit_code(findings)
+
+
+def _plan(trace_file: Path | None, seed: int, options: dict[str, Any]) -> DrillPlan:
+    trace: Trace
+    if trace_file is None:
+        trace, block_bytes, seconds = generate_trace(MultiTurn(), seed), 32 << 10, LOAD_SECONDS
+    else:
+        trace, block_bytes, seconds = read_trace(trace_file), 16 << 10, TRACE_LOAD_SECONDS
+    return make_plan(
+        trace,
+        seed=seed,
+        block_bytes=options["block_bytes"] or block_bytes,
+        clients=options["clients"],
+        load_seconds=options["seconds"] or seconds,
+        speed=options["speedup"],
+        inject=options["inject"],
+        flush_seconds=FLUSH_SECONDS,
+        snapshot_seconds=SNAPSHOT_SECONDS,
+        deadline_seconds=DEADLINE_SECONDS,
+    )
+
+
+def _run_all(
+    plans: Sequence[DrillPlan],
+    names: Sequence[str],
+    console: Console,
+    directory: Path | None,
+    *,
+    keep: bool,
+) -> list[Run]:
+    runs: list[Run] = []
+    total = len(plans) * len(names)
+    with console.status("") as status:
+        for plan in plans:
+            for name in names:
+                label = f"[{len(runs) + 1}/{total}] seed {plan.seed} {name}"
+                status.update(label)
+
+                def progress(text: str, label: str = label) -> None:
+                    status.update(f"{label}: {text}")
+
+                run = run_scenario(name, plan, directory, progress, keep=keep)
+                console.print(f"{label}: {SCENARIOS[name]}: done", highlight=False)
+                runs.append(run)
+    return runs
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that every process and file is cleaned up."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _document(
+    plan: DrillPlan, results: Sequence[ScenarioResult], findings: Sequence[Finding]
+) -> dict[str, Any]:
+    """The JSON document."""
+    return {
+        "passed": not findings,
+        "findings": [str(finding) for finding in findings],
+        "settings": {
+            "block_bytes": plan.block_bytes,
+            "blocks": plan.trace.block_count,
+            "clients": plan.clients,
+            "speedup": plan.speed,
+            "window_requests": plan.window_requests,
+            "deadline_s": plan.deadline_seconds,
+            "flush_s": plan.flush_seconds,
+            "snapshot_s": plan.snapshot_seconds,
+            "segment_bytes": plan.site_settings.segment_bytes,
+            "inject": plan.inject,
+        },
+        "scenarios": msgspec.to_builtins(list(results)),
+    }
+
+
+def _print_table(results: Sequence[ScenarioResult]) -> None:
+    table = Table(title="snapd drill", title_justify="left", pad_edge=False)
+    several = len({result.seed for result in results}) > 1
+    table.add_column("scenario")
+    for heading in (
+        "hit rate", "baseline", "undurable", "ready", "recovery", "fetch p99",
+        "TTFT p99 before/during/after", "restored", "rejected", "wrong bytes", "lost",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right")
+    for result in results:
+        ttft = result.ttft_p99_s
+        table.add_row(
+            f"{result.name} {result.seed}" if several else result.name,
+            f"{result.hit_rate:.1%}",
+            f"{result.hit_rate_baseline:.1%}",
+            f"{result.undurable_at_kill:.2%}",
+            _seconds(result.ready_s),
+            _seconds(result.recovery_s),
+            f"{result.fetch_p99_s * 1e3:.1f} ms",
+            " / ".join(_seconds(value) for value in (ttft.before, ttft.during, ttft.after)),
+            f"{result.restored_blocks:,}",
+            f"{result.rejected_blocks:,}",
+            f"{result.wrong_bytes:,}",
+            f"{result.lost_committed_blocks:,}",
+        )
+    Console().print(table)
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} s"

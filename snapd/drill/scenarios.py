@@ -1,0 +1,286 @@
+"""The scenarios: start everything, replay, kill at the worst moment, look, restart, audit.
+
+Each runs in a `Site` of its own from an empty repository, so that they cannot help each other.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from snapd.drill.audit import Auditor, rejected_blocks
+from snapd.drill.clock import TraceClock
+from snapd.drill.content import U32, block_keys
+from snapd.drill.inject import flip_in_pack, flip_in_segment
+from snapd.drill.ledger import Ledger
+from snapd.drill.load import LoadSpec, SharedState
+from snapd.drill.look import newest_manifest_at, repository_versions, segment_versions
+from snapd.drill.measure import Run, Survival, Timeline, window_is_complete
+from snapd.drill.plan import DrillPlan
+from snapd.drill.processes import DrillError, Process, Site
+from snapd.drill.shared import FileLock, Tickets, create_records
+
+START_SECONDS = 20.0
+STOP_SECONDS = 40.0
+QUIET_SECONDS = 8.0
+AIM_SECONDS = 0.25
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kill:
+    """What was known at the kill, and what came of the restart."""
+
+    timeline: Timeline
+    surviving: U32
+    undurable: float
+    snapshot_age_seconds: float | None
+    injected: frozenset[int]
+
+
+class Scenario:
+    """One scenario of one seed, in a site that is already there."""
+
+    def __init__(self, name: str, plan: DrillPlan, site: Site, progress: Progress) -> None:
+        self._name = name
+        self._plan = plan
+        self._site = site
+        self._progress = progress
+        self._random = random.Random(f"{name}/{plan.seed}")
+        self._state = _create_shared(plan, site.shared)
+        self._keys, _ = block_keys(plan.seed, plan.trace.block_count)
+
+    def run(self) -> Run:
+        """Replay, with the restart in its middle, and measure.
+
+        Raises DrillError when a process does not do what it must.
+        """
+        plan, state = self._plan, self._state
+        self._start()
+        state.clock.set_speed(plan.speed)
+        self._progress("replaying up to the kill")
+        self._wait(lambda: state.clock.now() >= self._kill_moment(), "the kill")
+        kill = self._no_kill() if self._name == "baseline" else self._kill()
+        state.clock.set_speed(plan.speed)
+        auditor = Auditor(self._spec(), state, self._site)
+        restored = auditor.existing(kill.surviving)
+        injected = kill.injected
+        if plan.inject:
+            injected |= self._inject_while_running()
+        self._progress("replaying after the restart")
+        self._wait(
+            lambda: window_is_complete(state.records, kill.timeline.ready_at, plan.window_requests),
+            "the end of the window",
+        )
+        self._stop_load()
+        self._progress("comparing every block")
+        verdict = auditor.sweep(kill.surviving, restored, injected)
+        return Run(
+            name=self._name,
+            seed=plan.seed,
+            records=np.array(state.records),
+            prompt_tokens=plan.trace.prompt_tokens,
+            timeline=kill.timeline,
+            survival=Survival(
+                undurable_at_kill=kill.undurable,
+                snapshot_age_seconds=kill.snapshot_age_seconds,
+                restored_blocks=int(np.count_nonzero(restored)),
+                rejected_blocks=rejected_blocks(self._site),
+                lost_committed_blocks=verdict.lost_blocks,
+                audit_wrong_bytes=verdict.wrong_bytes,
+            ),
+            window_requests=plan.window_requests,
+        )
+
+    def _start(self) -> None:
+        self._progress("starting")
+        site = self._site
+        site.start_store()
+        site.wait_store(START_SECONDS)
+        if self._name != "cold":
+            site.start_daemon()
+            site.wait_ready(START_SECONDS)
+        spec = site.shared / "spec.json"
+        spec.write_bytes(msgspec.json.encode(self._spec()))
+        for number in range(self._plan.clients):
+            site.start_client(number, spec)
+        self._wait(lambda: self._state.tickets.arrived == self._plan.clients, "the clients")
+
+    def _spec(self) -> LoadSpec:
+        plan = self._plan
+        return LoadSpec(
+            directory=str(self._site.shared),
+            socket=str(self._site.socket),
+            seed=plan.seed,
+            block_bytes=plan.block_bytes,
+            deadline_seconds=plan.deadline_seconds,
+            upsert_ratio=plan.upsert_ratio,
+            remove_ratio=plan.remove_ratio,
+        )
+
+    def _kill_moment(self) -> float:
+        """Trace seconds: uniform over one flush interval from the middle of the replay."""
+        plan = self._plan
+        share = random.Random(f"kill/{self._name}/{plan.seed}").random()
+        moment = float(plan.trace.times[plan.kill_request])
+        return moment + share * plan.flush_seconds * plan.speed
+
+    def _no_kill(self) -> _Kill:
+        now = time.monotonic()
+        timeline = Timeline(now, now, now, restarts=False)
+        none = np.zeros(self._plan.trace.block_count, np.uint32)
+        return _Kill(timeline, none, 0.0, self._snapshot_age(), frozenset())
+
+    def _kill(self) -> _Kill:
+        """Kill what the scenario kills, look at what survived, and start it again."""
+        site, state = self._site, self._state
+        self._aim()
+        age = self._snapshot_age()
+        killed_at = time.monotonic()
+        self._stop_processes()
+        state.clock.set_speed(1.0)
+        self._progress("looking at what survived")
+        self._wait(lambda: state.ledger.claims == 0, "the clients to notice", QUIET_SECONDS)
+        surviving = self._look()
+        undurable = _undurable_ratio(state.ledger, surviving)
+        state.ledger.restart(surviving)
+        injected = self._inject_while_down() if self._plan.inject else frozenset[int]()
+        self._progress("restarting")
+        restarted_at = time.monotonic()
+        site.start_store()
+        if site.daemon is None and self._name != "cold":
+            site.start_daemon()
+        ready_at = site.wait_store(START_SECONDS)
+        if self._name in {"nvme", "sigterm"}:
+            ready_at = site.wait_ready(START_SECONDS)
+        timeline = Timeline(killed_at, restarted_at, ready_at)
+        return _Kill(timeline, surviving, undurable, age, injected)
+
+    def _aim(self) -> None:
+        """Wait a little for a put or a flush to be under way: a third of the seeds each; the rest
+        stay where chance put them."""
+        aims: tuple[Callable[[], bool], ...] = (
+            lambda: True,
+            lambda: self._state.ledger.claims > 0,
+            lambda: any(not name.name.endswith(".pack") for name in self._packs()),
+        )
+        aim = self._random.choice(aims)
+        deadline = time.monotonic() + AIM_SECONDS + self._plan.flush_seconds
+        while not aim() and time.monotonic() < deadline:
+            time.sleep(0.0005)
+
+    def _packs(self) -> list[Path]:
+        packs = self._site.repository / "packs"
+        return list(packs.iterdir()) if packs.is_dir() else []
+
+    def _stop_processes(self) -> None:
+        site = self._site
+        stopped = [_running(site.store, "store")]
+        if self._name in {"nvme", "sigterm"}:
+            stopped.append(_running(site.daemon, "daemon"))
+        polite = self._name == "sigterm"
+        # The daemon first, without waiting: a pod's containers get SIGTERM at the same moment.
+        for process in reversed(stopped):
+            process.signal(signal.SIGTERM if polite else signal.SIGKILL)
+        for process in stopped:
+            code = process.wait(STOP_SECONDS)
+            if polite and code != 0:
+                raise DrillError(
+                    f"{process.name} ended with {code} after SIGTERM\n{process.log_tail()}"
+                )
+        if self._name in {"nvme", "sigterm"}:
+            site.daemon = None
+
+    def _look(self) -> U32:
+        """The version of each block that survived the kill, as found from outside."""
+        site = self._site
+        none = np.zeros(len(self._keys), np.uint32)
+        if self._name == "shm":
+            return segment_versions(site.segment, self._keys)
+        site.segment.unlink(missing_ok=True)
+        return none if self._name == "cold" else repository_versions(site.repository, self._keys)
+
+    def _snapshot_age(self) -> float | None:
+        newest = newest_manifest_at(self._site.repository)
+        return None if newest is None else time.time() - newest
+
+    def _inject_while_down(self) -> frozenset[int]:
+        """Flip a byte in the segment or in a pack, before they are read again."""
+        site = self._site
+        if self._name == "shm":
+            return flip_in_segment(site.segment, self._keys, self._random)
+        if self._name in {"nvme", "sigterm"}:
+            return flip_in_pack(site.repository, self._keys, self._random)
+        return frozenset()
+
+    def _inject_while_running(self) -> frozenset[int]:
+        """Flip the other one: in memory where the segment was wiped, in a pack where it was not."""
+        site = self._site
+        if self._name == "shm":
+            return flip_in_pack(site.repository, self._keys, self._random)
+        return flip_in_segment(site.segment, self._keys, self._random)
+
+    def _stop_load(self) -> None:
+        self._state.clock.stop()
+        for client in self._site.clients:
+            if code := client.wait(STOP_SECONDS):
+                raise DrillError(f"{client.name} ended with {code}\n{client.log_tail()}")
+
+    def _wait(
+        self, condition: Callable[[], bool], what: str, timeout_seconds: float | None = None
+    ) -> None:
+        """Poll until it is true. Raises DrillError when it takes far longer than the replay, or
+        when a process that should run has ended."""
+        plan = self._plan
+        lasts = float(plan.trace.times[-1]) / plan.speed
+        deadline = time.monotonic() + (timeout_seconds or 2 * lasts + START_SECONDS)
+        while not condition():
+            if timeout_seconds is None:
+                self._site.check_alive()
+            if time.monotonic() > deadline:
+                raise DrillError(f"{self._name}: waited in vain for {what}")
+            time.sleep(0.002)
+
+
+def run_scenario(
+    name: str, plan: DrillPlan, directory: Path | None, progress: Progress, *, keep: bool
+) -> Run:
+    """Run one scenario in a fresh site below `directory` (None: the temporary directory)."""
+    place = Path(tempfile.mkdtemp(prefix=f"snapd-drill-{name}-", dir=directory))
+    with Site(place, plan.site_settings, keep=keep) as site:
+        return Scenario(name, plan, site, progress).run()
+
+
+def _create_shared(plan: DrillPlan, directory: Path) -> SharedState:
+    lock = FileLock(directory / "lock")
+    plan.trace.save(directory / "trace.npz")
+    TraceClock.create(directory / "clock", lock)
+    Tickets.create(directory / "tickets", lock)
+    Ledger.create(directory / "ledger", plan.trace.block_count, lock)
+    create_records(directory / "records", len(plan.trace))
+    lock.close()
+    return SharedState(directory)
+
+
+def _running(process: Process | None, name: str) -> Process:
+    if process is None:
+        raise DrillError(f"the {name} does not run")
+    process.check_alive()
+    return process
+
+
+def _undurable_ratio(ledger: Ledger, surviving: U32) -> float:
+    """Of the blocks that the store has acknowledged, those that did not survive as they are."""
+    live = ledger.live()
+    if not live.any():
+        return 0.0
+    return float((live & (surviving != ledger.acknowledged())).sum() / live.sum())

@@ -1,0 +1,63 @@
+"""What the figures prove: findings, each with the exit code it calls for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from snapd.drill.measure import ScenarioResult
+from snapd.errors import IntegrityError, SnapdError
+
+HIT_RATE_SLACK = 0.01
+"""One point: how far a restored cache may fall below what was durable."""
+RESTORED = ("shm", "nvme", "sigterm")
+"""Scenarios after which the cache must be back."""
+DURABLE = ("shm", "sigterm")
+"""Scenarios in which every acknowledged block must survive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that the drill found wrong."""
+
+    scenario: str
+    seed: int
+    text: str
+    exit_code: int
+
+    def __str__(self) -> str:
+        return f"{self.scenario} (seed {self.seed}): {self.text}"
+
+
+def judge(results: Sequence[ScenarioResult], *, injected: bool) -> list[Finding]:
+    """Everything that is wrong with these results; none of it is fine."""
+    return [
+        Finding(result.name, result.seed, text, code)
+        for result in results
+        for text, code in _judge_one(result, injected=injected)
+    ]
+
+
+def _judge_one(result: ScenarioResult, *, injected: bool) -> list[tuple[str, int]]:
+    found: list[tuple[str, int]] = []
+    if result.wrong_bytes:
+        found.append((f"{result.wrong_bytes} bytes came back wrong", IntegrityError.exit_code))
+    if result.lost_committed_blocks:
+        lost = f"{result.lost_committed_blocks} durable blocks are gone"
+        found.append((lost, IntegrityError.exit_code))
+    if injected and not result.rejected_blocks:
+        found.append(("the damaged blocks were not rejected", SnapdError.exit_code))
+    if result.name in DURABLE and result.undurable_at_kill > 0:
+        part = f"{result.undurable_at_kill:.2%} of the acknowledged blocks did not survive"
+        found.append((part, SnapdError.exit_code))
+    if result.name in RESTORED:
+        least = result.hit_rate_baseline - result.undurable_at_kill - HIT_RATE_SLACK
+        if result.hit_rate < least:
+            short = f"hit rate {result.hit_rate:.1%} is below {least:.1%}"
+            found.append((short, SnapdError.exit_code))
+    return found
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """0 without findings, 4 if one is about integrity, else 1."""
+    return max((finding.exit_code for finding in findings), default=0)
