@@ -1,1 +1,13 @@
 """The client that SGLang uses, with the names and return codes of `mooncake.store`."""
+
+from snapd.client.replicate import ObjectDataType, ReplicateConfig, SoftPinAction
+from snapd.client.store import MooncakeDistributedStore
+from snapd.client.unsupported import UnsupportedMethodError
+
+__all__ = [
+    "MooncakeDistributedStore",
+    "ObjectDataType",
+    "ReplicateConfig",
+    "SoftPinAction",
+    "UnsupportedMethodError",
+]

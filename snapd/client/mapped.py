@@ -1,0 +1,126 @@
+"""`MappedSegment`: the segment as the connections of one process share it."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import Counter
+
+import numpy as np
+
+from snapd.blocks.keys import I64, U64, Bools
+from snapd.client.memory import address_of
+from snapd.errors import ProtocolError
+from snapd.formats.segment import DATA_UNIT_BYTES, SlotState, data_units
+from snapd.segment.view import SegmentView
+
+_POPULATE_BYTES = 2 * 2**20
+"""Page tables are filled in pieces of this size."""
+
+_MADV_POPULATE_READ = 22
+"""Linux 5.14. On a shared tmpfs mapping it also spares the faults of later writes, and costs a
+third of MADV_POPULATE_WRITE (measured: 0.09 against 0.25 s/GiB; without either, 1.4 s/GiB)."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_madvise = _libc.madvise
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+class MappedSegment:
+    """One mapping, counted by its users, and the writers' locks that are held through it.
+
+    Locks belong to the open file behind the mapping, so a lock that two connections hold (a store
+    may hand a number out again after a restart) is one lock: it is given up with the last holder.
+    """
+
+    def __init__(self, path: str, segment_id: bytes) -> None:
+        """Map. Raises what `SegmentView` raises."""
+        self.segment_id = segment_id
+        self._view = SegmentView(path, segment_id)
+        geometry = self._view.geometry
+        self._data_start, self._end = geometry.data_offset, geometry.file_bytes
+        whole = np.frombuffer(self._view.data, np.uint8)
+        self._base = address_of(whole)
+        del whole  # an exported buffer would keep the view from closing
+        self._populated: Bools = np.zeros(-(-self._end // _POPULATE_BYTES), np.bool_)
+        self._users = 1
+        self._writers: Counter[int] = Counter()
+        self._lock = threading.Lock()
+
+    def addresses(self, offsets: U64, sizes: U64) -> list[int]:
+        """Addresses of n extents of the data area, with page tables filled.
+
+        Raises ProtocolError if one lies outside the data area or is not aligned.
+        """
+        starts: I64 = offsets.astype(np.int64)
+        lengths: I64 = data_units(sizes) * DATA_UNIT_BYTES
+        inside = (starts >= self._data_start) & (lengths >= 0) & (lengths <= self._end - starts)
+        if not bool((inside & (starts % DATA_UNIT_BYTES == 0)).all()):
+            raise ProtocolError("the store named memory outside its data area")
+        self._populate(starts, starts + lengths)
+        addresses: list[int] = (starts + self._base).tolist()
+        return addresses
+
+    def holds(self, slots: I64, sequences: U64) -> Bools:
+        """Whether each slot is published with this sequence right now, bool [n]."""
+        records, whole = self._view.read_slots(slots)
+        published = whole & (records["state"] == SlotState.PUBLISHED)
+        result: Bools = published & (records["sequence"] == sequences)
+        return result
+
+    def hold_writer(self, writer: int) -> None:
+        """Hold a writer's lock. Raises SegmentError if another process has it."""
+        with self._lock:
+            if self._writers[writer] == 0:
+                self._view.hold_writer(writer)
+            self._writers[writer] += 1
+
+    def release_writer(self, writer: int) -> None:
+        """End one `hold_writer`; its copies must have ended."""
+        with self._lock:
+            self._writers[writer] -= 1
+            if self._writers[writer] == 0:
+                del self._writers[writer]
+                self._view.release_writer(writer)
+
+    def acquire(self) -> MappedSegment:
+        """Count one more user."""
+        with self._lock:
+            self._users += 1
+        return self
+
+    def release(self) -> None:
+        """One user less; the last one unmaps."""
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self._view.close()
+
+    def forget(self) -> None:
+        """Unmap in a child of `fork`, where no other thread lives and no lock is this process's.
+
+        Closing gives no lock up: they stay with the parent, whose open file it is too.
+        """
+        self._view.close()
+
+    def _populate(self, starts: I64, ends: I64) -> None:
+        """Fill the page tables of these ranges, where that has not been done yet.
+
+        A kernel that cannot is no error: its page faults are only slower.
+        """
+        pieces = _pieces(starts // _POPULATE_BYTES, -(-ends // _POPULATE_BYTES))
+        missing = np.unique(pieces[~self._populated[pieces]])
+        for piece in missing.tolist():
+            length = min(_POPULATE_BYTES, self._end - piece * _POPULATE_BYTES)
+            _madvise(self._base + piece * _POPULATE_BYTES, length, _MADV_POPULATE_READ)
+        self._populated[missing] = True
+
+
+def _pieces(first: I64, last: I64) -> I64:
+    """All numbers of the half-open ranges [first, last), one after another, int64."""
+    counts = last - first
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    pieces: I64 = np.arange(total) + np.repeat(first - (ends - counts), counts)
+    return pieces

@@ -1,0 +1,147 @@
+"""Reading blocks: locate, copy, and believe the copy only after three checks."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from snapd.blocks import KeyColumn
+from snapd.blocks.keys import I64, U64, Bools
+from snapd.client.link import StoreLink
+from snapd.client.transfer import Destinations
+from snapd.wire.codes import ReturnCode
+from snapd.wire.messages import (
+    Codes,
+    GetStart,
+    Located,
+    ReportCorrupt,
+    decode_column,
+    encode_keys,
+)
+
+_ATTEMPTS = 2
+"""A block that moved, or whose bytes were wrong, is looked up once more: its newer version, or its
+copy on disk, may take its place."""
+
+
+@dataclass(slots=True)
+class ReadCounters:
+    """Copies that were not believed, since the session began."""
+
+    moved: int = 0
+    corrupt: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, *, moved: int, corrupt: int) -> None:
+        """Count; from any thread."""
+        with self._lock:
+            self.moved += moved
+            self.corrupt += corrupt
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Where the blocks of one request go: row r of it is row `first_row + r` of `destinations`."""
+
+    destinations: Destinations
+    first_row: int
+    counters: ReadCounters
+
+    def discard_failed(self, result: I64) -> None:
+        """Discard what was copied for rows whose code is an error."""
+        for row in np.flatnonzero(result < 0).tolist():
+            self.destinations.discard(self.first_row + row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """m blocks of a `Located` reply that are to be copied: columns [m], and their rows."""
+
+    rows: I64
+    slots: I64
+    sequences: U64
+    offsets: U64
+    sizes: U64
+    checksums: U64
+
+    def take(self, mask: Bools) -> _Found:
+        return _Found(
+            self.rows[mask],
+            self.slots[mask],
+            self.sequences[mask],
+            self.offsets[mask],
+            self.sizes[mask],
+            self.checksums[mask],
+        )
+
+
+def read_blocks(link: StoreLink, keys: KeyColumn, delivery: Delivery) -> I64:
+    """Bytes delivered or a negative code for each key, int64 [n].
+
+    A copy counts only if its slot held that version before the copy and after it (nobody reused
+    the space meanwhile) and the copy has the checksum of whoever put the block (nobody scribbled).
+    Otherwise: LEASE_EXPIRED when it moved twice, INVALID_READ when it was corrupt twice.
+    """
+    result = np.empty(len(keys), np.int64)
+    rows: I64 = np.arange(len(keys))
+    for _ in range(_ATTEMPTS):
+        found = _locate(link, keys if len(rows) == len(keys) else keys.take(rows), rows, result)
+        rows = _deliver(link, found, delivery, result)
+        if len(rows) == 0:
+            break
+    return result
+
+
+def _locate(link: StoreLink, keys: KeyColumn, rows: I64, result: I64) -> _Found:
+    """Blocks that the store found; the codes of the others are put into `result`."""
+    wait_seconds = link.options.get_wait_seconds
+    request = GetStart(encode_keys(keys), round(1000 * wait_seconds))
+    located = link.call(request, Located, wait_seconds)
+    count = len(keys)
+    codes = decode_column(located.codes, np.int32, count)
+    found = _Found(
+        rows,
+        decode_column(located.slots, np.uint32, count).astype(np.int64),
+        decode_column(located.sequences, np.uint64, count),
+        decode_column(located.offsets, np.uint64, count),
+        decode_column(located.sizes, np.uint64, count),
+        decode_column(located.checksums, np.uint64, count),
+    )
+    result[rows] = codes
+    return found if not codes.any() else found.take(codes == ReturnCode.OK)
+
+
+def _deliver(link: StoreLink, found: _Found, delivery: Delivery, result: I64) -> I64:
+    """Copy and check; sets `result` of every row, returns the rows to try again."""
+    targets = delivery.destinations
+    wanted = [delivery.first_row + row for row in found.rows.tolist()]
+    sizes = found.sizes.tolist()
+    fits = np.fromiter(map(targets.fits, wanted, sizes), np.bool_, len(wanted))
+    if not fits.all():
+        result[found.rows[~fits]] = ReturnCode.INVALID_PARAMS
+        return _deliver(link, found.take(fits), delivery, result)
+    before = link.segment.holds(found.slots, found.sequences)
+    addresses = link.segment.addresses(found.offsets, found.sizes)
+    copies = np.fromiter(map(targets.deliver, wanted, addresses, sizes), np.uint64, len(wanted))
+    held = before & link.segment.holds(found.slots, found.sequences)
+    right = copies == found.checksums
+    result[found.rows] = np.where(
+        held & right,
+        found.sizes.astype(np.int64),
+        np.where(held, ReturnCode.INVALID_READ, ReturnCode.LEASE_EXPIRED),
+    )
+    corrupt = held & ~right
+    if corrupt.any():
+        _report(link, found.take(corrupt))
+    failed: I64 = found.rows[~(held & right)]
+    if len(failed):
+        delivery.counters.add(moved=int((~held).sum()), corrupt=int(corrupt.sum()))
+    return failed
+
+
+def _report(link: StoreLink, corrupt: _Found) -> None:
+    """Tell the store, which checks for itself before it drops anything."""
+    slots = corrupt.slots.astype(np.uint32).tobytes()
+    link.call(ReportCorrupt(slots, corrupt.sequences.tobytes()), Codes)

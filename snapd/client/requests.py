@@ -1,0 +1,112 @@
+"""One request, or one put, on one link: columns in, codes out."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from snapd.blocks import KeyColumn, Pin
+from snapd.blocks.keys import I64, U64
+from snapd.client.link import StoreLink
+from snapd.client.transfer import Sources
+from snapd.errors import ProtocolError, StoreUnavailableError
+from snapd.wire.codes import ReturnCode
+from snapd.wire.connection import RequestFailedError
+from snapd.wire.messages import (
+    Codes,
+    Count,
+    Exist,
+    Located,
+    PutEnd,
+    PutRevoke,
+    PutStart,
+    Query,
+    Remove,
+    RemoveAll,
+    Reserved,
+    Stats,
+    StatsReply,
+    decode_column,
+    encode_keys,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PutOptions:
+    """How blocks are kept: `pin` and for how long a soft one; `upsert` replaces existing keys."""
+
+    upsert: bool = False
+    pin: Pin = Pin.NONE
+    soft_pin_ttl_ms: int = 0
+
+
+def ping(link: StoreLink) -> int:
+    """0, once the store has answered."""
+    link.call(Stats(), StatsReply)
+    return int(ReturnCode.OK)
+
+
+def exist(link: StoreLink, keys: KeyColumn) -> I64:
+    """1, 0 or a negative code for each key, int64 [n]."""
+    return _decode_codes(link.call(Exist(encode_keys(keys)), Codes), len(keys))
+
+
+def sizes(link: StoreLink, keys: KeyColumn) -> I64:
+    """Bytes or a negative code for each key, int64 [n]."""
+    located = link.call(Query(encode_keys(keys)), Located)
+    codes = decode_column(located.codes, np.int32, len(keys)).astype(np.int64)
+    found = decode_column(located.sizes, np.uint64, len(keys)).astype(np.int64)
+    result: I64 = np.where(codes == ReturnCode.OK, found, codes)
+    return result
+
+
+def remove(link: StoreLink, keys: KeyColumn, *, force: bool) -> I64:
+    """0 or a negative code for each key, int64 [n]."""
+    return _decode_codes(link.call(Remove(encode_keys(keys), force), Codes), len(keys))
+
+
+def remove_all(link: StoreLink, *, force: bool) -> int:
+    """How many keys were removed."""
+    return link.call(RemoveAll(force), Count).value
+
+
+def put(link: StoreLink, keys: KeyColumn, sources: Sources, options: PutOptions) -> I64:
+    """0 or a negative code for each key, int64 [n].
+
+    Reserve, hash and copy, publish: a client that dies before the last step has published nothing,
+    and its space is reused only when the kernel has dropped the lock that it holds since before
+    the first step.
+    """
+    link.become_writer()
+    lengths: U64 = np.array(sources.sizes, np.uint64)
+    request = PutStart(
+        encode_keys(keys),
+        lengths.tobytes(),
+        options.upsert,
+        int(options.pin),
+        options.soft_pin_ttl_ms,
+    )
+    reserved = link.call(request, Reserved)
+    result = decode_column(reserved.codes, np.int32, len(keys)).astype(np.int64)
+    rows = np.flatnonzero(result == ReturnCode.OK)
+    if len(rows) == 0:
+        return result
+    slots = decode_column(reserved.slots, np.uint32, len(keys))[rows].tobytes()
+    sequences = decode_column(reserved.sequences, np.uint64, len(keys))[rows].tobytes()
+    offsets = decode_column(reserved.offsets, np.uint64, len(keys))[rows]
+    try:
+        taken = sources if len(rows) == len(keys) else sources.take(rows.tolist())
+        checksums = taken.copy_to(link.segment.addresses(offsets, lengths[rows]))
+    except BaseException:
+        with contextlib.suppress(StoreUnavailableError, ProtocolError, RequestFailedError):
+            link.call(PutRevoke(slots, sequences), Codes)
+        raise
+    ended = link.call(PutEnd(slots, sequences, checksums.tobytes()), Codes)
+    result[rows] = _decode_codes(ended, len(rows))
+    return result
+
+
+def _decode_codes(reply: Codes, count: int) -> I64:
+    return decode_column(reply.codes, np.int32, count).astype(np.int64)
