@@ -19,7 +19,7 @@ POINTS_MAX = 400
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One curve: `x` in seconds from the kill, `y` a ratio from 0 to 1, float64 [n] each."""
+    """One curve: `x` is time from the kill, `y` a ratio from 0 to 1, float64 [n] each."""
 
     name: str
     x: F64
@@ -59,14 +59,15 @@ def line_chart(
     outage: tuple[float, float] | None,
     description: str,
     kill_label: str = "",
+    unit: str = "s",
 ) -> str:
-    """Ratios over seconds, with the outage as a band and the kill as a rule."""
+    """Ratios over time, with the outage as a band and the kill as a rule."""
     x_min = min((float(line.x.min()) for line in lines if len(line.x)), default=0.0)
     x_max = max((float(line.x.max()) for line in lines if len(line.x)), default=1.0)
     frame = Frame(width, height, x_min, max(x_max, x_min + 1e-6))
     parts = [
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(description)}">',
-        *_grid(frame),
+        *_grid(frame, unit),
         *_outage(frame, outage, kill_label),
         *(_path(frame, line) for line in lines),
         "</svg>",
@@ -74,8 +75,8 @@ def line_chart(
     return "".join(parts)
 
 
-def _grid(frame: Frame) -> list[str]:
-    """Horizontal rules with per cent, and seconds below."""
+def _grid(frame: Frame, unit: str) -> list[str]:
+    """Horizontal rules with per cent, and time below."""
     right = frame.width - frame.right
     parts: list[str] = []
     for percent in (0, 25, 50, 75, 100):
@@ -90,7 +91,7 @@ def _grid(frame: Frame) -> list[str]:
     while tick <= frame.x_max:
         parts.append(
             f'<text class="tick" x="{frame.x(float(tick)):.1f}" y="{frame.height - 12}" '
-            f'text-anchor="middle">{_seconds(float(tick))}</text>'
+            f'text-anchor="middle">{_time(float(tick), unit)}</text>'
         )
         tick += step
     return parts
@@ -124,20 +125,21 @@ def _path(frame: Frame, line: Line) -> str:
     return f'<polyline class="{kind} {escape(line.name)}" points="{points}"/>'
 
 
-def bar_chart(rows: Sequence[tuple[str, str, float | None]], *, width: int, unit: str) -> str:
-    """Horizontal bars: (CSS class, label, value), the longest as wide as the chart allows."""
+def bar_chart(
+    rows: Sequence[tuple[str, float | None]], *, width: int, longest: float, unit: str
+) -> str:
+    """Horizontal bars: (label, value); one of `longest` would be as wide as the chart allows."""
     row_height, label_width, value_width = 24, 74, 62
-    most = max((value for _, _, value in rows if value is not None), default=1.0) or 1.0
     room = width - label_width - value_width
     parts = [f'<svg viewBox="0 0 {width} {row_height * len(rows)}" role="img">']
-    for number, (name, label, value) in enumerate(rows):
+    for number, (label, value) in enumerate(rows):
         y = number * row_height
-        length = room * (value or 0.0) / most
+        length = room * (value or 0.0) / (longest or 1.0)
         text = "none" if value is None else f"{value:.2f} {unit}"
         parts.append(
             f'<text class="tick" x="{label_width - 10}" y="{y + 16}" text-anchor="end">'
             f"{escape(label)}</text>"
-            f'<rect class="bar {escape(name)}" x="{label_width}" y="{y + 4}" rx="3" '
+            f'<rect class="bar {escape(label)}" x="{label_width}" y="{y + 4}" rx="3" '
             f'width="{max(length, 1):.1f}" height="{row_height - 8}"/>'
             f'<text class="value" x="{label_width + length + 8:.1f}" y="{y + 16}">{text}</text>'
         )
@@ -151,6 +153,6 @@ def _tick_step(least: float) -> float:
     return next(float(power * factor) for factor in (1, 2, 5, 10) if power * factor >= least)
 
 
-def _seconds(value: float) -> str:
+def _time(value: float, unit: str) -> str:
     text = f"{value:+.10g}".replace("-", "−") if abs(value) > 1e-9 else "0"
-    return f"{text} s"
+    return f"{text} {unit}"

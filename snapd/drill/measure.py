@@ -100,6 +100,8 @@ class Run:
     seed: int
     records: Records
     prompt_tokens: I64
+    trace_times: F64
+    """When each request was due, in seconds of the trace."""
     timeline: Timeline
     survival: Survival
     window_requests: int
@@ -118,7 +120,7 @@ def summarise(run: Run, baseline: Run) -> ScenarioResult:
     first_killed = first_request_after(records, timeline.killed_at)
     during_ends = window.start + int(run.window_requests * DURING_SHARE)
     phases = (
-        slice(max(0, first_killed - run.window_requests), first_killed),
+        slice(max(0, first_killed - run.window_requests // 2), first_killed),
         slice(first_killed, during_ends),
         slice(during_ends, window.stop),
     )

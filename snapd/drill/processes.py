@@ -138,7 +138,8 @@ class Site:
         for process in running:
             if process is not None:
                 process.kill()
-        self.segment.unlink(missing_ok=True)
+        for path in self.segment.parent.glob(f"{self.segment.name}*"):
+            path.unlink(missing_ok=True)
         if not self._keep:
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -150,13 +151,13 @@ class Site:
     def start_store(self) -> Process:
         """Start the store and return at once."""
         arguments = ["-m", "snapd.store", "--event-log", str(self.event_log)]
-        self.store = Process("store", arguments, self._environment(), self.directory / "store.log")
+        self.store = Process("store", arguments, self.environment(), self.directory / "store.log")
         return self.store
 
     def start_daemon(self) -> Process:
         """Start the daemon and return at once."""
         log = self.directory / "daemon.log"
-        self.daemon = Process("daemon", ["-m", "snapd.daemon"], self._environment(), log)
+        self.daemon = Process("daemon", ["-m", "snapd.daemon"], self.environment(), log)
         return self.daemon
 
     def start_client(self, number: int, spec: Path) -> Process:
@@ -228,7 +229,7 @@ class Site:
             if process is not None and not (process in self.clients and process.exit_code == 0):
                 process.check_alive()
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """The drill's own environment without any setting of snapd's, plus the site's."""
         prefixes = ("SNAPD_", "MOONCAKE_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}

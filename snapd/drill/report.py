@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from snapd.drill.chart import Line, bar_chart, line_chart
+from snapd.drill.content import Bools
 from snapd.drill.measure import (
     DURING_SHARE,
     PREFILL_SECONDS_PER_TOKEN,
@@ -22,6 +23,10 @@ from snapd.drill.measure import (
 )
 from snapd.drill.plan import SCENARIOS, DrillPlan
 from snapd.drill.verdict import Finding
+
+SECONDS_BEFORE = 3.0
+"""How much of the replay before the kill the small charts show."""
+PHASES = ("before", "during", "after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ def _card(report: Report, name: str) -> str:
     lines = {
         "without restart": f"{baseline:.1%}",
         "ready again": _median_text(results, lambda result: result.ready_s),
-        "hit rate back": _median_text(results, lambda result: result.recovery_s, "not in window"),
+        "hit rate back": _median_text(results, lambda result: result.recovery_s),
         "throughput": f"{median(result.throughput_ratio for result in results):.2f}x",
     }
     if name == "baseline":
@@ -95,24 +100,23 @@ def _card(report: Report, name: str) -> str:
     facts = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in lines.items())
     return (
         f'<div class="card" style="--colour: var(--{name})"><div class="name">{name}</div>'
-        f'<div class="what">{escape(SCENARIOS[name])}</div>'
         f'<div class="figure">{rate:.1%}</div><small class="soft">of blocks hit</small>'
-        f"<dl>{facts}</dl></div>"
+        f'<div class="what">{escape(SCENARIOS[name])}</div><dl>{facts}</dl></div>'
     )
 
 
 def _median_text(
     results: Iterable[ScenarioResult],
     figure: Callable[[ScenarioResult], float | None],
-    never: str = "never",
 ) -> str:
     values = [value for result in results if (value := figure(result)) is not None]
-    return f"{median(values):.2f} s" if values else never
+    return f"{median(values):.2f} s" if values else "not yet"
 
 
 def _charts(report: Report, names: Sequence[str]) -> str:
-    lines = [_line(run, faint=run.seed != report.plan.seed) for run in report.runs]
-    lines.sort(key=lambda line: not line.faint)
+    lines = [_trace_line(run, report) for run in report.runs]
+    # Drawn later is on top: the baseline lies under what is compared with it.
+    lines.sort(key=lambda line: (not line.faint, line.name != "baseline"))
     main = line_chart(
         lines,
         width=1060,
@@ -120,6 +124,7 @@ def _charts(report: Report, names: Sequence[str]) -> str:
         outage=None,
         description="Hit rate over time in every scenario",
         kill_label="kill",
+        unit="min",
     )
     legend = "".join(
         f'<span style="--colour: var(--{name})"><i></i>{name}</span>' for name in names
@@ -127,66 +132,78 @@ def _charts(report: Report, names: Sequence[str]) -> str:
     small = "".join(_small(report, name) for name in names if name != "baseline")
     return (
         "<section><h2>Hit rate over time</h2>"
-        f'<p class="soft"><small>Over the last {ROLLING_REQUESTS} requests; '
-        "seconds from the kill.</small></p>"
+        f'<p class="soft"><small>Over the last {ROLLING_REQUESTS} requests. Above: minutes of the '
+        "trace, before and after the kill. Below: the seconds around the kill as they passed, "
+        "beside what the same requests hit without it.</small></p>"
         f'<div class="legend">{legend}</div>{main}<div class="small">{small}</div></section>'
     )
 
 
 def _small(report: Report, name: str) -> str:
     """One scenario beside the baseline, around the kill."""
-    seed = report.plan.seed
-    runs = [run for run in report.runs if run.seed == seed and run.name in {name, "baseline"}]
-    runs.sort(key=lambda run: run.name != "baseline")
-    timeline = next(run.timeline for run in runs if run.name == name)
-    down = timeline.ready_at - timeline.killed_at
-    lines = [_clip(_line(run), -3.0) for run in runs]
+    run, baseline = (
+        next(run for run in report.runs if run.seed == report.plan.seed and run.name == wanted)
+        for wanted in (name, "baseline")
+    )
+    down = run.timeline.ready_at - run.timeline.killed_at
+    x = run.records["ended"] - run.timeline.killed_at
+    shown = _drawn(run) & _drawn(baseline) & (x >= -SECONDS_BEFORE)
+    lines = [
+        Line(each.name, x[shown], rolling_hit_rate(each.records)[shown]) for each in (baseline, run)
+    ]
     chart = line_chart(
-        lines,
+        [_in_order(line) for line in lines],
         width=500,
         height=190,
         outage=(0.0, down),
         description=f"Hit rate in {name} beside the baseline",
     )
     return (
-        f"<figure><figcaption>{name} <span>{escape(SCENARIOS[name])}; away for {down:.2f} s"
-        f"</span></figcaption>{chart}</figure>"
+        f"<figure><figcaption>{name} <span>away for {down:.2f} s</span></figcaption>"
+        f"{chart}</figure>"
     )
 
 
-def _line(run: Run, *, faint: bool = False) -> Line:
-    records = run.records
-    rolling = rolling_hit_rate(records)
-    ran = (records["ended"] > 0) & (np.arange(len(records)) >= ROLLING_REQUESTS)
-    x = records["ended"][ran] - run.timeline.killed_at
-    order = np.argsort(x)
-    return Line(run.name, x[order], rolling[ran][order], faint)
+def _trace_line(run: Run, report: Report) -> Line:
+    """One run over the trace's own time, in which the outage takes what it took."""
+    trace_minutes = (run.trace_times - run.trace_times[report.plan.kill_request]) / 60
+    drawn = _drawn(run)
+    faint = run.seed != report.plan.seed
+    return Line(run.name, trace_minutes[drawn], rolling_hit_rate(run.records)[drawn], faint)
 
 
-def _clip(line: Line, x_min: float) -> Line:
-    kept = line.x >= x_min
-    return Line(line.name, line.x[kept], line.y[kept], line.faint)
+def _drawn(run: Run) -> Bools:
+    """Requests that ran and have enough others before them."""
+    numbers = np.arange(len(run.records))
+    drawn: Bools = (run.records["ended"] > 0) & (numbers >= ROLLING_REQUESTS)
+    return drawn
+
+
+def _in_order(line: Line) -> Line:
+    order = np.argsort(line.x, kind="stable")
+    return Line(line.name, line.x[order], line.y[order], line.faint)
 
 
 def _ttft(report: Report, names: Sequence[str]) -> str:
-    figures = []
-    for name in names:
-        results = [result for result in report.results if result.name == name]
-        rows = []
-        for phase in ("before", "during", "after"):
-            values = [getattr(result.ttft_p99_s, phase) for result in results]
-            known = [value for value in values if value is not None]
-            rows.append((phase, phase, median(known) if known else None))
-        figures.append(
-            f"<figure><figcaption>{name}</figcaption>{bar_chart(rows, width=340, unit='s')}"
-            "</figure>"
-        )
+    rows = {name: [_phase(report, name, phase) for phase in PHASES] for name in names}
+    longest = max((value or 0.0 for values in rows.values() for _, value in values), default=0.0)
+    figures = (
+        f'<figure style="--colour: var(--{name})"><figcaption>{name}</figcaption>'
+        f"{bar_chart(rows[name], width=340, longest=longest, unit='s')}</figure>"
+        for name in names
+    )
     return (
         "<section><h2>P99 time to first token</h2>"
         '<p class="soft"><small>Modelled: measured fetch, plus '
         f"{PREFILL_SECONDS_PER_TOKEN * 1e6:g} µs for each token that the cache did not "
         f'have.</small></p><div class="bars">{"".join(figures)}</div></section>'
     )
+
+
+def _phase(report: Report, name: str, phase: str) -> tuple[str, float | None]:
+    values = [getattr(r.ttft_p99_s, phase) for r in report.results if r.name == name]
+    known = [value for value in values if value is not None]
+    return phase, median(known) if known else None
 
 
 _COLUMNS: tuple[tuple[str, Callable[[ScenarioResult], str]], ...] = (

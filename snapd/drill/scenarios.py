@@ -22,7 +22,12 @@ from snapd.drill.content import U32, block_keys
 from snapd.drill.inject import flip_in_pack, flip_in_segment
 from snapd.drill.ledger import Ledger
 from snapd.drill.load import LoadSpec, SharedState
-from snapd.drill.look import newest_manifest_at, repository_versions, segment_versions
+from snapd.drill.look import (
+    BlockNames,
+    newest_manifest_at,
+    repository_versions,
+    segment_versions,
+)
 from snapd.drill.measure import Run, Survival, Timeline, window_is_complete
 from snapd.drill.plan import DrillPlan
 from snapd.drill.processes import DrillError, Process, Site
@@ -57,7 +62,7 @@ class Scenario:
         self._progress = progress
         self._random = random.Random(f"{name}/{plan.seed}")
         self._state = _create_shared(plan, site.shared)
-        self._keys, _ = block_keys(plan.seed, plan.trace.block_count)
+        self._names = BlockNames(*block_keys(plan.seed, plan.trace.block_count))
 
     def run(self) -> Run:
         """Replay, with the restart in its middle, and measure.
@@ -89,6 +94,7 @@ class Scenario:
             seed=plan.seed,
             records=np.array(state.records),
             prompt_tokens=plan.trace.prompt_tokens,
+            trace_times=plan.trace.times,
             timeline=kill.timeline,
             survival=Survival(
                 undurable_at_kill=kill.undurable,
@@ -203,31 +209,36 @@ class Scenario:
     def _look(self) -> U32:
         """The version of each block that survived the kill, as found from outside."""
         site = self._site
-        none = np.zeros(len(self._keys), np.uint32)
+        size = self._plan.block_bytes
         if self._name == "shm":
-            return segment_versions(site.segment, self._keys)
+            return segment_versions(site.segment, self._names, size)
         site.segment.unlink(missing_ok=True)
-        return none if self._name == "cold" else repository_versions(site.repository, self._keys)
+        if self._name == "cold":
+            return np.zeros(len(self._names), np.uint32)
+        return repository_versions(site.repository, self._names, size)
 
     def _snapshot_age(self) -> float | None:
         newest = newest_manifest_at(self._site.repository)
         return None if newest is None else time.time() - newest
 
     def _inject_while_down(self) -> frozenset[int]:
-        """Flip a byte in the segment or in a pack, before they are read again."""
-        site = self._site
+        """Flip a byte in what survived, before it is read again.
+
+        In `shm` the copy on disk of the very same block goes too: neither may stand in for the
+        other.
+        """
+        site, flipped = self._site, None
         if self._name == "shm":
-            return flip_in_segment(site.segment, self._keys, self._random)
-        if self._name in {"nvme", "sigterm"}:
-            return flip_in_pack(site.repository, self._keys, self._random)
-        return frozenset()
+            flipped = flip_in_segment(site.segment, self._names, self._random)
+            flip_in_pack(site.repository, self._names, self._random, only=flipped)
+        elif self._name in {"nvme", "sigterm"}:
+            flipped = flip_in_pack(site.repository, self._names, self._random)
+        return frozenset() if flipped is None else frozenset({flipped})
 
     def _inject_while_running(self) -> frozenset[int]:
-        """Flip the other one: in memory where the segment was wiped, in a pack where it was not."""
-        site = self._site
-        if self._name == "shm":
-            return flip_in_pack(site.repository, self._keys, self._random)
-        return flip_in_segment(site.segment, self._keys, self._random)
+        """Flip a byte in memory that clients are reading."""
+        flipped = flip_in_segment(self._site.segment, self._names, self._random)
+        return frozenset() if flipped is None else frozenset({flipped})
 
     def _stop_load(self) -> None:
         self._state.clock.stop()
