@@ -45,6 +45,11 @@ class FrameDecoder:
         self._buffer = bytearray()
         self._bytes_max = bytes_max
 
+    @property
+    def incomplete(self) -> bool:
+        """Whether a frame has begun that is not complete yet."""
+        return bool(self._buffer)
+
     def receive_data(self, data: bytes) -> list[Frame]:
         """Take bytes as they came and return the frames they complete.
 

@@ -1,0 +1,266 @@
+"""`Segment`: a segment as its store sees it: made or adopted, locked, the only writer of slots."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import secrets
+import threading
+
+import numpy as np
+
+from snapd.blocks.keys import U64
+from snapd.config import event
+from snapd.errors import CorruptError, LockHeldError, SegmentError
+from snapd.formats.segment import (
+    HEADER_BYTES,
+    STATE_DTYPE,
+    STATE_OFFSETS,
+    STORE_LOCK_BYTE,
+    Geometry,
+    HeaderState,
+    decode_header,
+    decode_state,
+    encode_header,
+    encode_state,
+)
+from snapd.segment.locks import first_held, try_lock
+from snapd.segment.mapping import SegmentMapping
+
+_LOG = logging.getLogger(__name__)
+
+SEQUENCES_RESERVED = 1 << 20
+"""Sequences are reserved in the header in steps of this many, ahead of their use."""
+
+WRITERS_RESERVED = 1 << 10
+_WRITER_MAX = 0xFFFFFFFF
+
+
+class Segment:
+    """An open segment under the store's lock.
+
+    `created` says whether it is new; else it was adopted and its slots have to be audited.
+    """
+
+    def __init__(self, path: str, descriptor: int, geometry: Geometry, *, created: bool) -> None:
+        """Use `open_segment`. `descriptor` holds the lock and is owned from here on."""
+        self.path = path
+        self.created = created
+        self.boot_id = secrets.token_bytes(16)
+        self._descriptor = descriptor
+        self.mapping = SegmentMapping(descriptor, geometry)
+        self._state_lock = threading.Lock()
+        state = self.mapping.read_state()
+        self._next_sequence = state.sequence_ceiling
+        self._next_writer = state.writer_ceiling
+        self._state = state
+        self._change(boot_id=self.boot_id)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where everything is."""
+        return self.mapping.geometry
+
+    @property
+    def descriptor(self) -> int:
+        """The open file, for `fallocate`."""
+        return self._descriptor
+
+    @property
+    def epoch(self) -> int:
+        """How many remove-alls there have been."""
+        return self._state.epoch
+
+    @property
+    def data_allocated_bytes(self) -> int:
+        """So much of the data area has memory behind it."""
+        return self._state.data_allocated_bytes
+
+    def raise_epoch(self) -> None:
+        """Declare every slot of an older epoch dead: the one write that is a remove-all."""
+        self._change(epoch=self._state.epoch + 1)
+
+    def note_allocated(self, data_allocated_bytes: int) -> None:
+        """Record how far the data area has memory behind it. Called from another thread."""
+        self._change(data_allocated_bytes=data_allocated_bytes)
+
+    def take_sequences(self, count: int) -> U64:
+        """`count` new sequences, rising, uint64 [count]; none is ever handed out twice.
+
+        The ceiling is in the header before the first sequence below it is used, so that an
+        adoption, which starts from the ceiling, skips some and repeats none.
+        """
+        first = self._next_sequence
+        self._next_sequence += count
+        if self._next_sequence > self._state.sequence_ceiling:
+            self._change(sequence_ceiling=self._next_sequence + SEQUENCES_RESERVED)
+        return np.arange(first, self._next_sequence, dtype=np.uint64)
+
+    def take_writer(self) -> int:
+        """A number for a new writer, one whose lock nobody holds."""
+        while True:
+            writer = self._next_writer
+            self._next_writer = writer % _WRITER_MAX + 1
+            if self._next_writer > self._state.writer_ceiling or self._next_writer == 1:
+                self._change(writer_ceiling=min(self._next_writer + WRITERS_RESERVED, _WRITER_MAX))
+            if self.writer_is_gone(writer):
+                return writer
+
+    def writer_is_gone(self, writer: int) -> bool:
+        """Whether nobody can write for this writer any more: no open file holds its lock."""
+        return first_held(self._descriptor, self.geometry.writer_lock_base + writer) is None
+
+    def held_writers(self) -> frozenset[int]:
+        """All writers whose lock somebody holds."""
+        base = self.geometry.writer_lock_base
+        held: set[int] = set()
+        ranges = [(base, _WRITER_MAX + 1)]
+        while ranges:
+            start, length = ranges.pop()
+            found = first_held(self._descriptor, start, length) if length > 0 else None
+            if found is None:
+                continue
+            first, count = max(found[0], start), found[1] or 1
+            held.update(range(first - base, first - base + count))
+            # The kernel names any lock in the range, so both sides of it are still to be asked.
+            ranges.append((start, first - start))
+            ranges.append((first + count, start + length - first - count))
+        return frozenset(held)
+
+    def close(self) -> None:
+        """Unmap and give the lock up; the segment stays. Idempotent."""
+        if self._descriptor >= 0:
+            self.mapping.close()
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _change(self, **changes: int | bytes) -> None:
+        """Renew the header's state. A kill in between leaves one copy whole: the old or the new.
+
+        Both copies are written each time: with a single new copy, a flipped bit in it would bring
+        the old one back, and with it an older epoch.
+        """
+        with self._state_lock:
+            new = dataclasses.replace(
+                self._state,
+                generation=self._state.generation + 1,
+                **changes,  # type: ignore[arg-type]
+            )
+            record = np.frombuffer(encode_state(new), np.uint8)
+            for offset in STATE_OFFSETS:
+                self.mapping.header[offset : offset + STATE_DTYPE.itemsize] = record
+            self._state = new
+
+
+def open_segment(path: str, data_bytes: int, slot_count: int) -> Segment:
+    """Adopt the segment at `path`, or make a new one of this geometry.
+
+    A segment of another geometry is adopted as it is, with a warning. One whose header is damaged
+    is moved aside to `<path>.bad` and a new one made. Raises LockHeldError while another store has
+    it, NewerFormatError for a newer layout, SegmentError when there is not enough shared memory.
+    """
+    while True:
+        descriptor = _open_locked(path)
+        try:
+            page = os.pread(descriptor, HEADER_BYTES, 0)
+            if not any(page):  # new, or its store was killed before it wrote the header
+                return _create(path, descriptor, data_bytes, slot_count)
+            try:
+                return _adopt(path, descriptor, page, data_bytes, slot_count)
+            except CorruptError as error:
+                reason = str(error)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # The file may still be mapped by late writers: it is renamed, never written to again.
+        os.rename(path, path + ".bad")
+        os.close(descriptor)
+        event(_LOG, logging.ERROR, "segment damaged", path=path, moved_to=path + ".bad", why=reason)
+
+
+def _open_locked(path: str) -> int:
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SegmentError(f"cannot open segment {path}: {error.strerror}") from error
+        if not try_lock(descriptor, STORE_LOCK_BYTE):
+            os.close(descriptor)
+            raise LockHeldError(f"another store holds {path}: stop it, or set segment_path")
+        # Between open and lock its last owner may have moved the file aside.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)
+
+
+def _adopt(path: str, descriptor: int, page: bytes, data_bytes: int, slot_count: int) -> Segment:
+    geometry = decode_header(page)
+    decode_state(page)
+    if os.fstat(descriptor).st_size < geometry.file_bytes:
+        raise CorruptError(f"segment {path} is shorter than its header says")
+    wanted = Geometry.plan(geometry.segment_id, data_bytes, slot_count)
+    if wanted != geometry:
+        event(
+            _LOG,
+            logging.WARNING,
+            "segment has another size than the settings; adopted as it is",
+            path=path,
+            data_bytes=geometry.data_bytes,
+            data_bytes_set=wanted.data_bytes,
+            slots=geometry.slot_count,
+            slots_set=wanted.slot_count,
+            way_out="stop the store and remove the segment to resize it",
+        )
+    return Segment(path, descriptor, geometry, created=False)
+
+
+def _create(path: str, descriptor: int, data_bytes: int, slot_count: int) -> Segment:
+    """Make a segment in an empty file.
+
+    The header is written last: killed before that, the page is zeros and the next start begins
+    again. The data area gets its memory afterwards (`snapd.segment.growth`).
+    """
+    geometry = Geometry.plan(secrets.token_bytes(16), data_bytes, slot_count)
+    try:
+        os.ftruncate(descriptor, 0)
+        _check_room(path, geometry.file_bytes)
+        os.ftruncate(descriptor, geometry.file_bytes)
+        os.posix_fallocate(descriptor, 0, geometry.data_offset)
+        page = bytearray(encode_header(geometry))
+        state = encode_state(HeaderState(1, 1, 0, bytes(16), 0, 1))
+        for offset in STATE_OFFSETS:
+            page[offset : offset + len(state)] = state
+        os.pwrite(descriptor, page, 0)
+    except OSError as error:
+        os.unlink(path)
+        raise SegmentError(
+            f"cannot make segment {path} of {geometry.file_bytes} bytes: {error.strerror}"
+        ) from error
+    except SegmentError:
+        os.unlink(path)
+        raise
+    return Segment(path, descriptor, geometry, created=True)
+
+
+def _check_room(path: str, file_bytes: int) -> None:
+    """Raises SegmentError unless the whole segment fits; gives a damaged old one up if need be."""
+    directory = os.path.dirname(path) or "."
+    free = _free_bytes(directory)
+    if free < file_bytes and os.path.exists(path + ".bad"):
+        os.unlink(path + ".bad")
+        event(_LOG, logging.WARNING, "damaged segment removed for space", path=path + ".bad")
+        free = _free_bytes(directory)
+    if free < file_bytes:
+        raise SegmentError(
+            f"{directory} has {free} bytes free, the segment needs {file_bytes}: enlarge it "
+            f"(mount -o remount,size=..., or an emptyDir with medium Memory and a larger "
+            f"sizeLimit), or set MOONCAKE_GLOBAL_SEGMENT_SIZE lower"
+        )
+
+
+def _free_bytes(directory: str) -> int:
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize

@@ -1,0 +1,336 @@
+"""`BlockStore`: the blocks of one segment. Finds, reserves, publishes, removes, evicts.
+
+The common ground of the request handlers (`puts`, `reads`, `removals`, `cold`): everything here
+works on whole batches as columns, and `now` is the engine's clock, in seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from snapd.blocks import Pin
+from snapd.blocks.keys import I64, U64, Bools
+from snapd.config import Settings, event
+from snapd.formats.segment import Slots, SlotState, data_units, key_units
+from snapd.segment import Segment
+from snapd.store.audit import audit_slots, repair_index
+from snapd.store.book import SlotBook
+from snapd.store.eviction import Candidates, choose_victims, evictable
+from snapd.store.keys import KeyHeap, PaddedKeys
+from snapd.store.space import Growth, Reservation, Space
+
+_LOG = logging.getLogger(__name__)
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+EVICTION_ROUNDS_MAX = 4
+HEAT_HALF_LIFE_SECONDS = 3600.0
+SOFT_PIN_SECONDS = 1800.0
+"""How long a soft pin holds after the last access where a put does not say; Mooncake's default."""
+
+EventLog = Callable[[str, list[bytes]], None]
+"""event_log(kind, keys): called with "evict", "remove" or "remove_all" and the keys concerned."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start of this process."""
+
+    hits: int = 0
+    misses: int = 0
+    puts: int = 0
+    evictions: int = 0
+    removals: int = 0
+    corrupt: int = 0
+    adopted_blocks: int = 0
+    dropped_slots: int = 0
+
+
+class BlockStore:
+    """All blocks of a segment; the sole user of its slots, index and key heap."""
+
+    def __init__(
+        self,
+        segment: Segment,
+        growth: Growth,
+        settings: Settings,
+        *,
+        now: float,
+        wall_seconds: float,
+        event_log: EventLog | None = None,
+    ) -> None:
+        """`wall_seconds` is the time of day, seconds since 1970, at `now` of the engine's clock."""
+        mapping = segment.mapping
+        self.segment = segment
+        self.settings = settings
+        self.counters = Counters()
+        self.heap = KeyHeap(mapping.key_heap)
+        self.index = mapping.index
+        self.heat = mapping.heat
+        self.lingering: dict[int, I64] = {}
+        """Writers whose connection is gone, and the slots that they may still write to."""
+        self.removed_below = 0
+        """Removals so far are of versions below this sequence: see `Puts`."""
+        self.on_cold_left: Callable[[I64], None] = lambda _rows: None
+        """Called with cold slots that are being freed or removed."""
+        self.on_slots_short: Callable[[], bool] = lambda: False
+        """Called when no slot is free, before anything is evicted for one."""
+        self._wall = wall_seconds - now
+        self._event_log = event_log
+        self.book, audit = self._audit()
+        count = len(self.book)
+        self.lease_until = self._last_access()
+        self.soft_until = np.full(count, now + SOFT_PIN_SECONDS)
+        self.soft_seconds = np.full(count, SOFT_PIN_SECONDS, np.float32)
+        self.upsert = np.zeros(count, np.bool_)
+        self.pin_owner = np.zeros(count, np.int64)
+        self.space = Space(self.book, segment.geometry, growth)
+        if audit is not None:
+            self._settle(audit)
+
+    # --- adoption -----------------------------------------------------------------------------
+
+    def _audit(self) -> tuple[SlotBook, tuple[I64, bool] | None]:
+        """The book over what stands, and (lingering slots, whether one was corrupt) if adopted."""
+        mapping, segment = self.segment.mapping, self.segment
+        if segment.created:
+            return SlotBook(mapping.slots, np.zeros(len(mapping.slots), mapping.slots.dtype)), None
+        records = mapping.slots.copy()
+        held = segment.held_writers()
+        audit = audit_slots(records, segment.geometry, segment.epoch, held, mapping.keys_of)
+        book = SlotBook(mapping.slots, records)
+        kept = np.zeros(len(records), np.bool_)
+        kept[audit.kept] = True
+        kept[audit.lingering] = True
+        dropped = np.flatnonzero((book.state != SlotState.FREE) & ~kept)
+        dropped = np.union1d(dropped, audit.corrupt)
+        book.forget(dropped)
+        book.restamp(audit.from_the_future, segment.epoch)
+        served = (book.state == SlotState.PUBLISHED) | (book.state == SlotState.COLD)
+        repaired = repair_index(mapping.index, records["key_hash"], served)
+        self.counters.adopted_blocks = int((book.state == SlotState.PUBLISHED).sum())
+        self.counters.dropped_slots = len(dropped)
+        self.counters.corrupt = len(audit.corrupt)
+        level = logging.WARNING if len(audit.corrupt) else logging.INFO
+        event(
+            _LOG,
+            level,
+            "adopted segment",
+            blocks=self.counters.adopted_blocks,
+            cold=int((book.state == SlotState.COLD).sum()),
+            removed=int((book.state == SlotState.REMOVED).sum()),
+            corrupt=len(audit.corrupt),
+            outdated=len(audit.outdated),
+            lingering=len(audit.lingering),
+            index_repairs=repaired,
+        )
+        return book, (audit.lingering, len(audit.corrupt) > 0)
+
+    def _settle(self, audit: tuple[I64, bool]) -> None:
+        lingering, damaged = audit
+        for writer in np.unique(self.book.records["writer"][lingering]).tolist():
+            mine = self.book.records["writer"][lingering] == writer
+            self.lingering[writer] = lingering[mine]
+        held = self.segment.held_writers()
+        if damaged and held:
+            self.space.withhold_gaps(held)
+
+    def _last_access(self) -> F64:
+        """Lease ends on the engine's clock: in the past, in the order of the last accesses."""
+        return self.heat["last_access"].astype(np.float64) - self._wall
+
+    # --- finding ------------------------------------------------------------------------------
+
+    def find(self, keys: PaddedKeys) -> I64:
+        """The served slot (published or cold) of each key, int64 [n], -1 where there is none."""
+        records, epoch = self.book.records, self.segment.epoch
+
+        def match(queries: I64, numbers: I64) -> Bools:
+            inside = (numbers >= 0) & (numbers < len(records))
+            found = records[np.where(inside, numbers, 0)]
+            good: Bools = (
+                inside
+                & (found["key_hash"] == keys.hashes[queries])
+                & (found["key_length"] == keys.lengths[queries])
+                & (found["epoch"] == epoch)
+                & ((found["state"] == SlotState.PUBLISHED) | (found["state"] == SlotState.COLD))
+            )
+            at = np.flatnonzero(good)
+            offsets = found["key_offset"][at].astype(np.int64)
+            good[at] = self.heap.equal(keys, queries[at], offsets)
+            return good
+
+        return self.index.find(keys.hashes, match)
+
+    def lease(self, rows: I64, now: float) -> None:
+        """Grant read leases, which also renews soft pins."""
+        self.lease_until[rows] = now + self.settings.lease_sec
+        soft = rows[self.book.records["pin"][rows] == Pin.SOFT]
+        self.soft_until[soft] = now + self.soft_seconds[soft]
+
+    def warm(self, rows: I64, now: float) -> None:
+        """Count a read of each of these slots."""
+        moment = now + self._wall
+        heat = self.heat[rows]
+        age = np.maximum(moment - heat["last_access"], 0.0)
+        heat["access_count"] = heat["access_count"] * np.exp2(-age / HEAT_HALF_LIFE_SECONDS) + 1
+        heat["last_access"] = int(moment)
+        self.heat[rows] = heat
+
+    def begin_heat(self, rows: I64, now: float) -> None:
+        """Slots hold new blocks: written now, never read."""
+        self.heat[rows] = np.zeros(1, self.heat.dtype)
+        self.heat["last_access"][rows] = int(now + self._wall)
+
+    def begin_cold(self, rows: I64, heats: F32) -> None:
+        """Slots hold cold blocks with this heat, which were last read longer ago than any."""
+        self.heat[rows] = np.zeros(1, self.heat.dtype)
+        self.heat["access_count"][rows] = heats
+        self.lease_until[rows] = -self._wall
+        self.soft_until[rows] = -self._wall
+
+    def is_leased(self, rows: I64, now: float) -> Bools:
+        """Which slots are under a read lease, bool [n]."""
+        result: Bools = self.lease_until[rows] > now
+        return result
+
+    # --- space --------------------------------------------------------------------------------
+
+    def reserve(self, keys: PaddedKeys, rows: I64, sizes: U64, now: float) -> Reservation:
+        """Space for blocks with keys `rows` and `sizes` [n], evicting what it takes."""
+        units, names = data_units(sizes), key_units(keys.lengths[rows])
+        self._keep_below_watermark(int(units.sum()), now)
+        got = self.space.reserve(units, names)
+        for _ in range(EVICTION_ROUNDS_MAX):
+            missing = np.flatnonzero(got.slots < 0)
+            if not len(missing):
+                break
+            self._make_room(units[missing], names[missing], now)
+            more = self.space.reserve(units[missing], names[missing])
+            for column, values in (
+                (got.slots, more.slots),
+                (got.extents, more.extents),
+                (got.key_offsets, more.key_offsets),
+            ):
+                column[missing] = values
+        return got
+
+    def _make_room(self, units: I64, names: I64, now: float) -> None:
+        """Free what is short for blocks of these sizes, and only that: a block too large for any
+        gap must not cost a thousand small ones their slots."""
+        self.reclaim()
+        slots = len(units) - self.book.free_count
+        if slots > 0 and self.on_slots_short():
+            return
+        short = int(units.sum()) if self.space.is_short_of(units) else 0
+        short_names = int(names.sum()) if self.space.free_key_units < int(names.sum()) else 0
+        self.evict(short, max(0, slots), short_names, now)
+
+    def _keep_below_watermark(self, units: int, now: float) -> None:
+        capacity = self.space.capacity_units
+        limit = int(capacity * self.settings.eviction_high_watermark_ratio)
+        over = self.space.used_units + units - limit
+        if over > 0:
+            self.evict(over, 0, 0, now)
+
+    def units_below_watermark(self) -> int:
+        """Units of data that can be added before the eviction watermark is reached."""
+        limit = self.space.capacity_units * self.settings.eviction_high_watermark_ratio
+        return int(limit) - self.space.used_units
+
+    def evict(self, units: int, slots: int, names: int, now: float) -> int:
+        """Free at least these units of data, slots and key units, and a share of the whole, if
+        that many may be evicted. Returns how many blocks went."""
+        candidates = Candidates(
+            state=self.book.state,
+            pin=self.book.records["pin"],
+            lease_until=self.lease_until,
+            soft_until=self.soft_until,
+            flush_pinned=self.pin_owner != 0,
+        )
+        rows = evictable(candidates, now, cold_too=slots > 0 or names > 0)
+        records = self.book.records[rows]
+        resident = records["state"] == SlotState.PUBLISHED
+        gains = (
+            np.where(resident, data_units(records["size"]), 0),
+            np.ones(len(rows), np.int64),
+            key_units(records["key_length"]),
+        )
+        share = self.settings.eviction_ratio
+        needs = (
+            max(units, int(share * self.space.capacity_units)) if units else 0,
+            max(slots, int(share * len(self.book))) if slots else 0,
+            names,
+        )
+        victims = choose_victims(candidates, rows, gains, needs, now)
+        if len(victims):
+            self._note_eviction(victims)
+            self.drop(victims)
+        return len(victims)
+
+    def _note_eviction(self, victims: I64) -> None:
+        records = self.book.records[victims]
+        self.counters.evictions += len(victims)
+        event(
+            _LOG,
+            logging.INFO,
+            "evicted",
+            blocks=len(victims),
+            bytes=int(records["size"].sum()),
+            cold=int((records["state"] == SlotState.COLD).sum()),
+        )
+        if self._event_log is not None:
+            self._event_log("evict", self.segment.mapping.keys_of(records).to_list())
+
+    def note_removed(self, kind: str, keys: list[bytes]) -> None:
+        """Tell the event log of removals."""
+        if self._event_log is not None:
+            self._event_log(kind, keys)
+
+    def drop(self, rows: I64) -> None:
+        """Free served slots and their index entries.
+
+        Killed in between, the audit finds an entry too few or a slot too many, and mends both.
+        """
+        self.index.remove(self.book.records["key_hash"][rows], rows)
+        self.free(rows)
+
+    def free(self, rows: I64) -> None:
+        """Free slots that the index does not name."""
+        self.pin_owner[rows] = 0
+        cold = rows[self.book.state[rows] == SlotState.COLD]
+        if len(cold):
+            self.on_cold_left(cold)
+        self.space.free(rows)
+
+    def retire(self, rows: I64, records: Slots) -> None:
+        """Slots became REMOVED: their data is free, their keys stay. `records` are from before."""
+        self.pin_owner[rows] = 0
+        self.space.free_data(records)
+        cold = rows[records["state"] == SlotState.COLD]
+        if len(cold):
+            self.on_cold_left(cold)
+
+    # --- late writers -------------------------------------------------------------------------
+
+    def writer_lost(self, writer: int) -> None:
+        """A connection is gone: its unfinished slots are freed on proof that its process is."""
+        rows = self.book.rows_where(SlotState.WRITING, lambda found: found["writer"] == writer)
+        if len(rows):
+            self.lingering[writer] = rows
+            self.reclaim()
+
+    def reclaim(self) -> None:
+        """Free what late writers held, as far as they are proven to be gone."""
+        suspects = self.lingering.keys() | self.space.withheld_until_gone
+        gone = {writer for writer in suspects if self.segment.writer_is_gone(writer)}
+        for writer in gone & self.lingering.keys():
+            self.free(self.lingering.pop(writer))
+        if gone:
+            self.space.writers_gone(gone)

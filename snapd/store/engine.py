@@ -1,0 +1,399 @@
+"""`StoreEngine`: the store without its socket. Requests in, replies out, time as an argument.
+
+Each connection sends one request at a time. `handle` returns its reply, or None when the reply
+comes later out of `due`: for gets of cold blocks, removals that the daemon has to make durable,
+and the daemon's long polls.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from snapd.blocks.keys import I64, Bools
+from snapd.config import event
+from snapd.errors import ProtocolError
+from snapd.formats.segment import SlotState
+from snapd.store.batches import codes_reply, padded_keys, slots_and_sequences
+from snapd.store.blocks import BlockStore
+from snapd.store.cold import Cold
+from snapd.store.daemon import DaemonSession
+from snapd.store.events import EventQueue
+from snapd.store.loads import LoadQueue
+from snapd.store.puts import Puts
+from snapd.store.reads import Reads
+from snapd.store.removals import Removals
+from snapd.store.waits import Wait, Waits, nothing
+from snapd.wire import messages as m
+from snapd.wire.codes import ReturnCode
+
+_LOG = logging.getLogger(__name__)
+
+WAITING_GETS_MAX = 1024
+REMOVAL_ACK_SECONDS = 5.0
+WAIT_SECONDS_MAX = 60.0
+"""Longest that any request waits for its reply."""
+
+TICK_SECONDS = 1.0
+ROLES = ("client", "daemon", "operator")
+
+
+@dataclass(slots=True)
+class Client:
+    """One connection that said `Hello`."""
+
+    writer: int
+    role: str
+    name: str
+    polls: dict[str, Wait] = field(default_factory=dict)
+
+
+class StoreEngine:
+    """All state of a serving store; not safe for two threads at once."""
+
+    def __init__(self, blocks: BlockStore, *, now: float, version: str) -> None:
+        self._blocks = blocks
+        self._version = version
+        self._started = now
+        self._clients: dict[int, Client] = {}
+        self._waits = Waits()
+        self._daemon = DaemonSession(blocks)
+        self._events = EventQueue(blocks)
+        self._loads = LoadQueue()
+        self._reads = Reads(blocks, self._daemon, self._events)
+        self._puts = Puts(blocks, self._daemon)
+        self._removals = Removals(blocks, self._daemon, self._events)
+        self._cold = Cold(blocks, self._daemon)
+        self._removal_waits: list[tuple[int, Wait]] = []
+        self._load_polls: list[Wait] = []
+        self._event_polls: list[Wait] = []
+        self._gets_waiting = 0
+        self._removal_was_late = False
+        self._next_tick = now + TICK_SECONDS
+        blocks.on_cold_left = self._cold_left
+        blocks.on_slots_short = self._removals.make_room
+        self._cold.on_fill_failed = self._loads.settle
+        self._loads.on_wanted = partial(self._wake, self._load_polls)
+        self._loads.on_complete = self._waits.resolve
+        self._events.on_posted = partial(self._wake, self._event_polls)
+        self._handlers = self._table()
+
+    # --- for the shell ------------------------------------------------------------------------
+
+    def handle(self, connection: int, request: m.Request, now: float) -> m.Reply | None:
+        """The reply to a request, or None: it comes out of `due` later.
+
+        Raises ProtocolError when the request contradicts itself; the connection is to be closed.
+        """
+        if isinstance(request, m.Hello):
+            return self._hello(connection, request)
+        client = self._clients.get(connection)
+        if client is None:
+            raise ProtocolError("the first message of a connection must be hello")
+        allowed, handler = self._handlers[type(request)]
+        if client.role not in allowed:
+            return m.Failure(
+                ReturnCode.INVALID_PARAMS,
+                f"{type(request).__name__} is not for the role {client.role!r}",
+            )
+        needs_attach = allowed == _DAEMON_ONLY and type(request) is not m.Attach
+        if needs_attach and not self._daemon.is_attached(connection):
+            return m.Failure(ReturnCode.INVALID_PARAMS, "attach first")
+        reply: m.Reply | None = handler(connection, request, now)
+        return reply
+
+    def due(self, now: float) -> list[tuple[int, m.Reply]]:
+        """(connection, reply) of requests that waited. Call after every `handle`,
+        `connection_lost` and at `next_deadline`."""
+        if now >= self._next_tick:
+            self._next_tick = now + TICK_SECONDS
+            self._blocks.reclaim()
+        return self._waits.due(now)
+
+    def next_deadline(self) -> float:
+        """When to call `due` at the latest, on the engine's clock."""
+        first = self._waits.next_deadline()
+        return self._next_tick if first is None else min(first, self._next_tick)
+
+    def connection_lost(self, connection: int) -> None:
+        """A connection is closed: what it reserved, pinned or waited for is given up."""
+        self._waits.lost(connection)
+        client = self._clients.pop(connection, None)
+        if client is None:
+            return
+        pins = self._blocks.pin_owner
+        pins[pins == connection + 1] = 0
+        if self._daemon.is_attached(connection):
+            self._cold.forget_fills(client.writer)
+            self._loads.asker_lost(connection)
+            if self._daemon.detach(connection):
+                event(_LOG, logging.WARNING, "daemon detached", name=client.name)
+                self._loads.give_up()
+                self._answer_removals(self._events.posted)
+        self._blocks.writer_lost(client.writer)
+
+    def stats(self, now: float) -> m.StatsReply:
+        """Counters and gauges."""
+        blocks, state = self._blocks, self._blocks.book.state
+        counters, unit = blocks.counters, 4096
+        return m.StatsReply(
+            blocks=int((state == SlotState.PUBLISHED).sum()),
+            cold_blocks=int((state == SlotState.COLD).sum()),
+            bytes_used=blocks.space.used_units * unit,
+            bytes_capacity=blocks.segment.geometry.data_bytes,
+            slots_used=len(state) - blocks.book.free_count,
+            slots_capacity=len(state),
+            hits=counters.hits,
+            misses=counters.misses,
+            puts=counters.puts,
+            evictions=counters.evictions,
+            removals=counters.removals,
+            corrupt=counters.corrupt,
+            loads_waiting=len(self._loads),
+            writers_lingering=len(blocks.lingering.keys() | blocks.space.withheld_until_gone),
+            clients=len(self._clients),
+            daemon_attached=self._daemon.attached,
+            epoch=blocks.segment.epoch,
+            uptime_seconds=now - self._started,
+            adopted_blocks=counters.adopted_blocks,
+            dropped_slots=counters.dropped_slots,
+        )
+
+    # --- handlers -----------------------------------------------------------------------------
+
+    def _table(self) -> dict[type[m.Message], tuple[frozenset[str], Callable[..., m.Reply | None]]]:
+        """Who may send which request, and who answers it: handler(connection, request, now)."""
+        return {
+            m.PutStart: (_WRITERS, self._put_start),
+            m.PutEnd: (_WRITERS, lambda c, r, now: self._puts.end(r, self._writer(c), now)),
+            m.PutRevoke: (_WRITERS, lambda c, r, _: self._puts.revoke(r, self._writer(c))),
+            m.GetStart: (_WRITERS, self._get_start),
+            m.Query: (_ALL, lambda _, r, __: self._reads.query(r)),
+            m.Exist: (_WRITERS, lambda _, r, now: self._reads.exist(r, now)),
+            m.Remove: (_WRITERS, self._remove),
+            m.RemoveAll: (_WRITERS, self._remove_all),
+            m.ReportCorrupt: (_WRITERS, lambda _, r, __: self._reads.report_corrupt(r)),
+            m.Stats: (_ALL, lambda _, __, now: self.stats(now)),
+            m.Attach: (_DAEMON_ONLY, self._attach),
+            m.RegisterCold: (_DAEMON_ONLY, lambda _, r, now: self._cold.register(r, now)),
+            m.ColdReady: (_DAEMON_ONLY, self._cold_ready),
+            m.DropCold: (_DAEMON_ONLY, lambda _, r, __: self._cold.drop(r)),
+            m.LoadWait: (_DAEMON_ONLY, self._load_wait),
+            m.FillStart: (_DAEMON_ONLY, self._fill_start),
+            m.FillEnd: (
+                _DAEMON_ONLY,
+                lambda c, r, now: self._cold.fill_end(r, self._writer(c), now),
+            ),
+            m.PinBlocks: (_DAEMON_ONLY, self._pin),
+            m.UnpinBlocks: (_DAEMON_ONLY, self._unpin),
+            m.EventsWait: (_DAEMON_ONLY, self._events_wait),
+        }
+
+    def _writer(self, connection: int) -> int:
+        return self._clients[connection].writer
+
+    def _hello(self, connection: int, request: m.Hello) -> m.Reply:
+        if request.protocol != m.PROTOCOL_VERSION:
+            return m.Failure(
+                ReturnCode.INVALID_PARAMS,
+                f"protocol {request.protocol} is not {m.PROTOCOL_VERSION}: use one snapd version",
+            )
+        if request.role not in ROLES or connection in self._clients:
+            return m.Failure(ReturnCode.INVALID_PARAMS, f"hello of role {request.role!r} refused")
+        segment = self._blocks.segment
+        writer = segment.take_writer()
+        self._clients[connection] = Client(writer, request.role, request.name)
+        return m.HelloReply(
+            segment_path=segment.path,
+            segment_id=segment.geometry.segment_id,
+            boot_id=segment.boot_id,
+            writer=writer,
+            writer_lock_base=segment.geometry.writer_lock_base,
+            lease_ms=int(self._blocks.settings.lease_sec * 1000),
+            version=self._version,
+        )
+
+    def _without_lock(self, connection: int) -> m.Failure | None:
+        """A refusal unless the connection's writer lock is held: only it proves, later, that
+        nobody writes into the space any more."""
+        if not self._blocks.segment.writer_is_gone(self._writer(connection)):
+            return None
+        return m.Failure(ReturnCode.INVALID_WRITE, "hold the writer lock before reserving space")
+
+    def _put_start(self, connection: int, request: m.PutStart, now: float) -> m.Reply:
+        refusal = self._without_lock(connection)
+        return refusal or self._puts.start(request, self._writer(connection), now)
+
+    def _fill_start(self, connection: int, request: m.FillStart, now: float) -> m.Reply:
+        refusal = self._without_lock(connection)
+        return refusal or self._cold.fill_start(request, self._writer(connection), now)
+
+    def _get_start(self, connection: int, request: m.GetStart, now: float) -> m.Reply | None:
+        keys = padded_keys(request.keys)
+        cold = self._reads.cold_among(keys) if self._daemon.serves_cold else _NO_ROWS
+        may_wait = (
+            request.wait_ms > 0
+            and self._gets_waiting < WAITING_GETS_MAX
+            and self._loads.has_room(len(cold))
+        )
+        if not len(cold) or not may_wait:
+            return self._reads.get(keys, now)
+        self._blocks.lease(cold, now)
+        self._gets_waiting += 1
+
+        def leave() -> None:
+            self._gets_waiting -= 1
+            self._loads.leave(wait)
+
+        def finish(later: float) -> m.Reply:
+            leave()
+            return self._reads.get(keys, later)
+
+        wait = Wait(connection, now + _seconds(request.wait_ms), finish, leave)
+        self._waits.add(wait)
+        self._loads.want(cold, wait)
+        return None
+
+    def _remove(self, connection: int, request: m.Remove, now: float) -> m.Reply | None:
+        before = self._events.posted
+        reply = codes_reply(self._removals.remove(request, now))
+        return self._when_durable(connection, reply, before, now)
+
+    def _remove_all(self, connection: int, request: m.RemoveAll, now: float) -> m.Reply | None:
+        before = self._events.posted
+        reply = m.Count(self._removals.remove_all(now, force=request.force))
+        return self._when_durable(connection, reply, before, now)
+
+    def _when_durable(
+        self, connection: int, reply: m.Reply, before: int, now: float
+    ) -> m.Reply | None:
+        """The reply now, or once the daemon has acknowledged the events posted since `before`.
+
+        A daemon that hangs past the deadline does not hold the caller: the removal is durable in
+        the segment and will be journaled when the daemon comes back to it.
+        """
+        ordinal = self._events.posted
+        if not self._daemon.listening or ordinal == before:
+            return reply
+
+        def finish(later: float) -> m.Reply:
+            late = self._events.acknowledged < ordinal and later >= wait.deadline
+            if late and not self._removal_was_late:
+                event(_LOG, logging.WARNING, "daemon slow to journal removals")
+            self._removal_was_late = late
+            return reply
+
+        wait = self._waits.add(Wait(connection, now + REMOVAL_ACK_SECONDS, finish, nothing))
+        self._removal_waits.append((ordinal, wait))
+        return None
+
+    def _answer_removals(self, acknowledged: int) -> None:
+        for ordinal, wait in self._removal_waits:
+            if ordinal <= acknowledged:
+                self._waits.resolve(wait)
+        self._removal_waits = [(o, w) for o, w in self._removal_waits if o > acknowledged]
+
+    def _attach(self, connection: int, request: m.Attach, _: float) -> m.Reply:
+        first = not self._daemon.attached
+        is_new = self._daemon.attach(request.daemon_id, connection)
+        if is_new is None:
+            return m.Failure(ReturnCode.OBJECT_ALREADY_EXISTS, "another daemon is attached")
+        if first:
+            self._events.restart(same_daemon=not is_new)
+            event(_LOG, logging.INFO, "daemon attached", name=self._clients[connection].name)
+        return m.Attached(self._blocks.segment.epoch)
+
+    def _cold_ready(self, _: int, __: m.ColdReady, ___: float) -> m.Reply:
+        self._blocks.drop(self._daemon.ready())
+        return codes_reply(np.empty(0, np.int32))
+
+    def _load_wait(self, connection: int, request: m.LoadWait, now: float) -> m.Reply | None:
+        rows = self._loads.take(connection)
+        if len(rows) or request.wait_ms <= 0:
+            return self._wanted(rows)
+        self._poll(
+            self._load_polls,
+            connection,
+            now + _seconds(request.wait_ms),
+            lambda _: self._wanted(self._loads.take(connection)),
+        )
+        return None
+
+    def _wanted(self, rows: I64) -> m.Wanted:
+        sequences = self._blocks.book.records["sequence"][rows]
+        return m.Wanted(rows.astype(np.uint32).tobytes(), sequences.tobytes())
+
+    def _events_wait(self, connection: int, request: m.EventsWait, now: float) -> m.Reply | None:
+        self._daemon.listening = True
+        batch = self._events.take(request.ack)
+        self._answer_removals(self._events.acknowledged)
+        if batch is not None or request.wait_ms <= 0:
+            return batch or self._events.nothing()
+        self._poll(
+            self._event_polls,
+            connection,
+            now + _seconds(request.wait_ms),
+            lambda _: self._events.take(0) or self._events.nothing(),
+        )
+        return None
+
+    def _poll(
+        self,
+        polls: list[Wait],
+        connection: int,
+        deadline: float,
+        finish: Callable[[float], m.Reply],
+    ) -> None:
+        def leave() -> None:
+            if wait in polls:
+                polls.remove(wait)
+
+        def finished(now: float) -> m.Reply:
+            leave()
+            return finish(now)
+
+        wait = self._waits.add(Wait(connection, deadline, finished, leave))
+        polls.append(wait)
+
+    def _wake(self, polls: list[Wait]) -> None:
+        """There is something for one of those who poll."""
+        if polls:
+            self._waits.resolve(polls[0])
+
+    def _cold_left(self, rows: I64) -> None:
+        self._cold.left(rows)
+        self._loads.settle(rows)
+
+    def _pin(self, connection: int, request: m.PinBlocks, _: float) -> m.Reply:
+        rows, sequences = slots_and_sequences(request.slots, request.sequences)
+        book, owners = self._blocks.book, self._blocks.pin_owner
+        held = book.holds(rows, sequences)
+        at = np.where(held, rows, 0)
+        held &= book.state[at] == SlotState.PUBLISHED
+        mine: Bools = held & ((owners[at] == 0) | (owners[at] == connection + 1))
+        owners[rows[mine]] = connection + 1
+        codes = np.full(len(rows), ReturnCode.OBJECT_NOT_FOUND, np.int32)
+        codes[held] = ReturnCode.OBJECT_ALREADY_EXISTS
+        codes[mine] = ReturnCode.OK
+        return codes_reply(codes)
+
+    def _unpin(self, connection: int, request: m.UnpinBlocks, _: float) -> m.Reply:
+        rows, sequences = slots_and_sequences(request.slots, request.sequences)
+        held = self._blocks.book.holds(rows, sequences)
+        mine = held & (self._blocks.pin_owner[np.where(held, rows, 0)] == connection + 1)
+        self._blocks.pin_owner[rows[mine]] = 0
+        return codes_reply(np.where(mine, ReturnCode.OK, ReturnCode.OBJECT_NOT_FOUND))
+
+
+_ALL = frozenset(ROLES)
+_WRITERS = frozenset(("client", "daemon"))
+_DAEMON_ONLY = frozenset(("daemon",))
+_NO_ROWS: I64 = np.empty(0, np.int64)
+
+
+def _seconds(milliseconds: int) -> float:
+    return min(milliseconds / 1000, WAIT_SECONDS_MAX)

@@ -1,0 +1,32 @@
+"""`EventLogFile`: the store's own account of what left it, for audits such as the drill's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class EventLogFile:
+    """Appends lines `evict KEY`, `remove KEY` and `remove_all`; keys are percent-encoded where
+    they are not printable ASCII without blanks. One write a call, so that a kill cuts no line."""
+
+    def __init__(self, path: Path) -> None:
+        """Open for appending. Raises OSError."""
+        self._descriptor = os.open(
+            path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+
+    def __call__(self, kind: str, keys: list[bytes]) -> None:
+        """Log one event for each key, or one without a key."""
+        lines = [f"{kind} {_printable(key)}\n" for key in keys] or [f"{kind}\n"]
+        os.write(self._descriptor, "".join(lines).encode())
+
+    def close(self) -> None:
+        """Close; idempotent."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _printable(key: bytes) -> str:
+    return "".join(chr(c) if 0x21 <= c < 0x7F and c != 0x25 else f"%{c:02X}" for c in key)

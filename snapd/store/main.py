@@ -1,0 +1,86 @@
+"""`run_store`: the composition root of the store process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from snapd import __version__
+from snapd.config import Settings, event
+from snapd.errors import LockHeldError, SegmentError
+from snapd.segment import DataGrowth, open_segment
+from snapd.store.blocks import BlockStore
+from snapd.store.engine import StoreEngine
+from snapd.store.eventlog import EventLogFile
+from snapd.store.server import SOCKET_NAME, StoreServer, bind_socket
+
+_LOG = logging.getLogger(__name__)
+
+BYTES_PER_SLOT = 16 * 1024
+SLOTS_MIN = 1024
+
+
+def slot_count(settings: Settings) -> int:
+    """Blocks that a segment of these settings can hold, resident and cold."""
+    return settings.segment_blocks_max or max(
+        SLOTS_MIN, settings.global_segment_size // BYTES_PER_SLOT
+    )
+
+
+def run_store(settings: Settings, event_log: Path | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; the segment stays. Returns the exit code 0.
+
+    With `event_log`, every eviction and removal is appended to that file. Raises LockHeldError,
+    NewerFormatError or SegmentError when the segment cannot be had, or its memory runs out.
+    """
+    began = time.monotonic()
+    segment = open_segment(
+        settings.segment_path, settings.global_segment_size, slot_count(settings)
+    )
+    log = EventLogFile(event_log) if event_log is not None else None
+    server: StoreServer | None = None
+
+    def memory_ran_out(error: SegmentError) -> None:
+        if server is not None:
+            server.fail(error)
+
+    growth = DataGrowth(segment, memory_ran_out)
+    growth.start()
+    try:
+        blocks = BlockStore(
+            segment,
+            growth,
+            settings,
+            now=time.monotonic(),
+            wall_seconds=time.time(),
+            event_log=log,
+        )
+        engine = StoreEngine(blocks, now=time.monotonic(), version=__version__)
+        path = Path(settings.runtime_dir) / SOCKET_NAME
+        try:
+            listener = bind_socket(path)
+        except FileExistsError as error:
+            raise LockHeldError(f"{error}: stop it, or set runtime_dir") from error
+        except OSError as error:
+            raise SegmentError(f"cannot listen at {path}: {error}; check runtime_dir") from error
+        server = StoreServer(engine, path)
+        event(
+            _LOG,
+            logging.INFO,
+            "store ready",
+            adopted=blocks.counters.adopted_blocks,
+            dropped=blocks.counters.dropped_slots,
+            created=segment.created,
+            seconds=round(time.monotonic() - began, 3),
+            socket=path,
+        )
+        asyncio.run(server.run(listener))
+        event(_LOG, logging.INFO, "store stopped", segment=segment.path)
+    finally:
+        growth.stop()
+        segment.close()
+        if log is not None:
+            log.close()
+    return 0

@@ -1,0 +1,149 @@
+"""Puts: reserve, publish, revoke."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from snapd.blocks.keys import I64, U64, Bools
+from snapd.formats.segment import DATA_UNIT_BYTES, SlotState
+from snapd.store.batches import (
+    I32,
+    codes_reply,
+    first_of_key,
+    padded_keys,
+    reserved_reply,
+    rounds,
+    slots_and_sequences,
+)
+from snapd.store.blocks import SOFT_PIN_SECONDS, BlockStore
+from snapd.store.book import new_records
+from snapd.store.daemon import DaemonSession
+from snapd.store.keys import PaddedKeys
+from snapd.wire.codes import ReturnCode
+from snapd.wire.messages import Codes, PutEnd, PutRevoke, PutStart, Reserved, decode_column
+
+PIN_MAX = 2
+GROUP_MAX = 0xFFFFFFFF
+
+
+class Puts:
+    """Unpublished blocks are not in the index: two writers of one key may both reserve, and the
+    first to publish wins, unless the second one upserts."""
+
+    def __init__(self, blocks: BlockStore, daemon: DaemonSession) -> None:
+        self._blocks = blocks
+        self._daemon = daemon
+
+    def start(self, request: PutStart, writer: int, now: float) -> Reserved:
+        """Reserve a slot and an extent for each block. Raises ProtocolError."""
+        blocks = self._blocks
+        keys = padded_keys(request.keys)
+        sizes = decode_column(request.sizes, np.uint64, len(keys))
+        codes = np.zeros(len(keys), np.int32)
+        if not request.upsert:
+            found = blocks.find(keys)
+            codes[self._daemon.serves(found) | ~first_of_key(keys)] = (
+                ReturnCode.OBJECT_ALREADY_EXISTS
+            )
+        codes[sizes == 0] = ReturnCode.INVALID_PARAMS
+        codes[sizes > blocks.segment.geometry.data_bytes] = ReturnCode.NO_AVAILABLE_HANDLE
+        if not (0 <= request.pin <= PIN_MAX and 0 <= request.group <= GROUP_MAX):
+            codes[:] = ReturnCode.INVALID_PARAMS
+
+        slots = np.zeros(len(keys), np.int64)
+        offsets = np.zeros(len(keys), np.int64)
+        sequences = np.zeros(len(keys), np.uint64)
+        wanted = np.flatnonzero(codes == ReturnCode.OK)
+        got = blocks.reserve(keys, wanted, sizes[wanted], now)
+        codes[wanted[got.slots < 0]] = ReturnCode.NO_AVAILABLE_HANDLE
+        won = got.slots >= 0
+        rows, into = wanted[won], got.slots[won]
+        records = new_records(len(rows))
+        records["sequence"] = blocks.segment.take_sequences(len(rows))
+        records["key_hash"] = keys.hashes[rows]
+        records["size"] = sizes[rows]
+        records["extent"] = got.extents[won]
+        records["key_offset"] = got.key_offsets[won]
+        records["key_length"] = keys.lengths[rows]
+        records["epoch"] = blocks.segment.epoch
+        records["group"] = request.group & GROUP_MAX
+        records["writer"] = writer
+        records["state"] = SlotState.WRITING
+        records["pin"] = request.pin
+        blocks.heap.write(keys, rows, got.key_offsets[won])
+        blocks.book.fill(into, records)
+        blocks.upsert[into] = request.upsert
+        blocks.soft_seconds[into] = request.soft_pin_ttl_ms / 1000 or SOFT_PIN_SECONDS
+        slots[rows], sequences[rows] = into, records["sequence"]
+        offsets[rows] = blocks.segment.geometry.data_offset + got.extents[won] * DATA_UNIT_BYTES
+        return reserved_reply(codes, slots, sequences, offsets)
+
+    def end(self, request: PutEnd, writer: int, now: float) -> Codes:
+        """Publish blocks. Raises ProtocolError."""
+        rows, sequences = slots_and_sequences(request.slots, request.sequences)
+        checksums = decode_column(request.checksums, np.uint64, len(rows))
+        mine = self._unfinished(rows, sequences, writer)
+        codes = np.full(len(rows), ReturnCode.OBJECT_NOT_FOUND, np.int32)
+        at = np.flatnonzero(mine)
+        for part in rounds(self._blocks.book.records["key_hash"][rows[at]]):
+            # A slot named twice is finished after its first round.
+            chosen = at[part]
+            chosen = chosen[self._unfinished(rows[chosen], sequences[chosen], writer)]
+            codes[chosen] = self._publish(rows[chosen], checksums[chosen], now)
+        return codes_reply(codes)
+
+    def revoke(self, request: PutRevoke, writer: int) -> Codes:
+        """Give reserved space back: its writer says that it will not write there again."""
+        rows, sequences = slots_and_sequences(request.slots, request.sequences)
+        mine = self._unfinished(rows, sequences, writer)
+        self._blocks.free(np.unique(rows[mine]))
+        return codes_reply(np.where(mine, ReturnCode.OK, ReturnCode.OBJECT_NOT_FOUND))
+
+    def _unfinished(self, rows: I64, sequences: U64, writer: int) -> Bools:
+        """Which rows are this writer's and still being written, bool [n]."""
+        book = self._blocks.book
+        held = book.holds(rows, sequences)
+        at = np.where(held, rows, 0)
+        mine: Bools = (
+            held & (book.state[at] == SlotState.WRITING) & (book.records["writer"][at] == writer)
+        )
+        return mine
+
+    def _publish(self, rows: I64, checksums: U64, now: float) -> I32:
+        """Publish slots of different keys.
+
+        The slot first, the index then, the replaced slot last: killed in between, the audit finds
+        two versions of a key and keeps the newer, or a slot without an entry and adds it.
+        """
+        blocks = self._blocks
+        records = blocks.book.records[rows]
+        keys = PaddedKeys(blocks.segment.mapping.keys_of(records), records["key_hash"].copy())
+        existing = blocks.find(keys)
+        wins = ~self._daemon.serves(existing) | blocks.upsert[rows]
+        self._overtake(rows[wins], existing[wins])
+        blocks.book.publish(rows[wins], checksums[wins])
+        blocks.lease_until[rows[wins]] = now
+        blocks.soft_until[rows[wins]] = now + blocks.soft_seconds[rows[wins]]
+        blocks.begin_heat(rows[wins], now)
+        old = existing[wins]
+        hashes, new = keys.hashes[wins], rows[wins]
+        replaces = old >= 0
+        blocks.index.replace(hashes[replaces], old[replaces], new[replaces])
+        blocks.index.insert(hashes[~replaces], new[~replaces])
+        blocks.free(old[replaces])
+        blocks.free(rows[~wins])
+        blocks.counters.puts += int(wins.sum())
+        return np.where(wins, ReturnCode.OK, ReturnCode.OBJECT_ALREADY_EXISTS).astype(np.int32)
+
+    def _overtake(self, rows: I64, existing: I64) -> None:
+        """A block published now is newer than what it replaces and than every removal so far,
+        even if its space was reserved before: it gets a new sequence where that does not hold."""
+        blocks = self._blocks
+        records = blocks.book.records
+        sequences = records["sequence"][rows]
+        late = sequences < np.where(existing >= 0, records["sequence"][existing], 0)
+        late |= sequences < np.uint64(blocks.removed_below)
+        late |= records["epoch"][rows] != blocks.segment.epoch
+        if late.any():
+            fresh = blocks.segment.take_sequences(int(late.sum()))
+            blocks.book.identify(rows[late], fresh, blocks.segment.epoch)
