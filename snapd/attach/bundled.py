@@ -12,15 +12,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from snapd.attach.port import I32, Fill, Registered, Scan
-from snapd.blocks import BlockTable
+from snapd.attach.port import I32, Changes, Fill, Registered, Scan
+from snapd.blocks import KEY_BYTES_MAX, BlockTable, KeyColumn
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.blocks.table import F32, U32
 from snapd.errors import CorruptError, ProtocolError, SnapdError
 from snapd.formats.segment import (
     DATA_UNIT_BYTES,
+    HEADER_BYTES,
+    HeaderState,
     SlotState,
     data_units,
+    decode_state,
     in_bounds,
 )
 from snapd.plans import heat_from_reads, windows
@@ -32,8 +35,11 @@ from snapd.wire.messages import (
     Codes,
     ColdReady,
     DropCold,
+    Events,
+    EventsWait,
     FillEnd,
     FillStart,
+    KeyBatch,
     LoadWait,
     Message,
     PinBlocks,
@@ -66,11 +72,13 @@ class BundledSource:
     def scan(self) -> Scan:
         """Straight from the slot table: two columns, no record is checked yet (see `describe`)."""
         slots = self._view.slots
+        before = header_state(self._view)
         state = slots["state"].copy()
         cold = state == SlotState.COLD
-        epoch = current_epoch(self._view)
-        listed = (cold | (state == SlotState.PUBLISHED)) & (slots["epoch"] >= epoch)
-        return Scan(np.where(listed, slots["sequence"], np.uint64(0)), cold & listed)
+        listed = (cold | (state == SlotState.PUBLISHED)) & (slots["epoch"] >= before.epoch)
+        sequence = np.where(listed, slots["sequence"], np.uint64(0))
+        same_life = header_state(self._view).boot_id == before.boot_id
+        return Scan(sequence, cold & listed, before.boot_id if same_life else b"")
 
     def describe(self, slots: I64) -> BlockTable:
         """Whole records whose key has their hash; the others are left for the next look."""
@@ -113,7 +121,7 @@ class BundledSource:
             whole
             & (slots["sequence"] == table.slot_sequence)
             & (slots["state"] == SlotState.PUBLISHED)
-            & (slots["epoch"] >= current_epoch(self._view))
+            & (slots["epoch"] >= header_state(self._view).epoch)
         )
         return same
 
@@ -140,7 +148,7 @@ class BundledSource:
         slots, keys, good = self._view.read_blocks(rows)
         good &= (slots["state"] == SlotState.PUBLISHED) | (slots["state"] == SlotState.COLD)
         good &= in_bounds(slots, self._view.geometry)
-        good &= slots["epoch"] >= current_epoch(self._view)
+        good &= slots["epoch"] >= header_state(self._view).epoch
         if not good.all():
             rows, slots, keys = rows[good], slots[good], keys.take(good)
         extents = slots["extent"].astype(np.uint64) * np.uint64(DATA_UNIT_BYTES)
@@ -159,6 +167,32 @@ class BundledSource:
             slot_sequence=slots["sequence"],
             offset=extents + np.uint64(self._view.geometry.data_offset),
         )
+
+
+class BundledFeed:
+    """A `Feed` over the store's socket."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def changes(self, ack: int, wait_ms: int) -> Changes:
+        """Long poll."""
+        reply = self._connection.call(
+            EventsWait(ack, wait_ms), Events, wait_ms / 1000 + _ANSWER_SECONDS
+        )
+        kinds = decode_column(reply.kinds, np.uint8)
+        return Changes(
+            reply.number,
+            kinds,
+            decode_event_keys(reply.keys, len(kinds)),
+            decode_column(reply.slots, np.uint32, len(kinds)),
+            decode_column(reply.sequences, np.uint64, len(kinds)),
+            decode_column(reply.epochs, np.uint32, len(kinds)),
+        )
+
+    def close(self) -> None:
+        """Close."""
+        self._connection.close()
 
 
 class BundledSink:
@@ -253,16 +287,27 @@ class BundledSink:
         )
 
 
-def current_epoch(view: SegmentView) -> int:
-    """The segment's epoch. Raises CorruptError when its header stays unreadable.
+def header_state(view: SegmentView) -> HeaderState:
+    """Epoch and life of the segment. Raises CorruptError when its header stays unreadable.
 
     The store renews one copy of the state after the other, so one look may fall between two
     renewals and find neither whole; a second look then does not.
     """
     try:
-        return view.epoch
+        return decode_state(view.data[:HEADER_BYTES].tobytes())
     except CorruptError:
-        return view.epoch
+        return decode_state(view.data[:HEADER_BYTES].tobytes())
+
+
+def decode_event_keys(batch: KeyBatch, rows: int) -> KeyColumn:
+    """Keys of events, of which a remove-all has an empty one. Raises ProtocolError."""
+    lengths = decode_column(batch.lengths, np.uint16, rows).astype(np.int64)
+    if rows and int(lengths.max()) > KEY_BYTES_MAX:
+        raise ProtocolError(f"an event's key is {int(lengths.max())} bytes long")
+    try:
+        return KeyColumn.from_lengths(np.frombuffer(batch.heap, np.uint8), lengths)
+    except ValueError as error:
+        raise ProtocolError(str(error)) from error
 
 
 def _codes(connection: Connection, request: Message, rows: int) -> I32:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from snapd.blocks import BlockTable
+from snapd.blocks import BlockTable, KeyColumn
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.blocks.table import F32, U32
 
@@ -33,6 +33,13 @@ class Scan:
     """uint64 [slots]."""
     cold: Bools
     """bool [slots]: the slot holds a block that is on disk only."""
+    boot_id: bytes
+    """The life of the store that it was in, from its start to its end; empty if it was in two."""
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Of a store without slots."""
+        return cls(np.zeros(0, np.uint64), np.zeros(0, np.bool_), b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,41 @@ class Fill:
     sequences: U64
     buffers: Sequence[memoryview]
     """Writable, padded to `DISK_ALIGNMENT` and aligned to it; empty where the code is not 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """n things that happened to blocks in a store and that a scan cannot tell apart, as columns.
+
+    For REMOVED the versions of the key before `sequences` are gone, for REMOVE_ALL those of epochs
+    before `epochs`, for CORRUPT the version `slots`, `sequences` was dropped: its bytes were bad.
+    """
+
+    number: int
+    """Acknowledge this when all of it is durable; until then it is given again."""
+    kinds: npt.NDArray[np.uint8]
+    """`EventKind` of each."""
+    keys: KeyColumn
+    slots: U32
+    sequences: U64
+    epochs: U32
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+
+class Feed(Protocol):
+    """Tells what happened to blocks in a store."""
+
+    def changes(self, ack: int, wait_ms: int) -> Changes:
+        """What is not acknowledged yet, after `wait_ms` perhaps nothing. `ack` is the number of
+        the last batch that is durable; who removed its blocks is answered then.
+
+        Raises StoreUnavailableError when the store does not answer.
+        """
+
+    def close(self) -> None:
+        """End the connection; idempotent."""
 
 
 class Source(Protocol):

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from snapd.blocks.keys import I64, U8, U64
 from snapd.blocks.table import F32
 
-HALF_LIFE_SECONDS = 1800.0
-"""Time in which a read loses half its weight: a conversation rarely pauses for much longer."""
+HALF_LIFE_SECONDS = 3600.0
+"""Time in which a read loses half its weight; the bundled store counts reads with the same."""
 
 PRESENCE = 0.5
 """Reads that being put counts for: a block that was never read is colder than one read once."""

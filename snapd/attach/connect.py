@@ -1,0 +1,121 @@
+"""`BundledConnector`: finds the bundled store by its socket and opens its segment."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from snapd import __version__
+from snapd.attach.bundled import BundledFeed, BundledSink, BundledSource
+from snapd.attach.port import Feed, Sink, Source
+from snapd.errors import SnapdError, StoreUnavailableError
+from snapd.segment.view import SegmentView
+from snapd.wire.connection import Connection
+from snapd.wire.messages import (
+    PROTOCOL_VERSION,
+    Attach,
+    Attached,
+    Hello,
+    HelloReply,
+    Stats,
+    StatsReply,
+)
+
+_ANSWER_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class BundledStore:
+    """One life of the bundled store, as its answers describe it."""
+
+    view: SegmentView
+    segment_id: bytes
+    boot_id: bytes
+    epoch: int
+    """Remove-alls in the segment's life when this daemon attached."""
+    version: str
+    connect: Callable[[], tuple[Connection, int]]
+    """A connection of its own that is attached to this very life, and its writer number. Raises
+    StoreUnavailableError when the store is away or is another one by now."""
+    control: Connection
+    """For `stats`; of the thread that attached."""
+
+    @property
+    def slots(self) -> int:
+        """Records in the slot table."""
+        return len(self.view.slots)
+
+    def source(self) -> Source:
+        """A source; without pins when the store does not answer."""
+        try:
+            connection, _ = self.connect()
+        except SnapdError:
+            return BundledSource(self.view, None)
+        return BundledSource(self.view, connection)
+
+    def sink(self) -> Sink:
+        """A sink. Raises as `connect` does."""
+        connection, writer = self.connect()
+        return BundledSink(self.view, connection, writer)
+
+    def feed(self) -> Feed:
+        """A feed. Raises as `connect` does."""
+        connection, _ = self.connect()
+        return BundledFeed(connection)
+
+    def stats(self) -> StatsReply:
+        """Counters and gauges. Raises StoreUnavailableError."""
+        return self.control.call(Stats(), StatsReply, _ANSWER_SECONDS)
+
+
+class BundledConnector:
+    """Attaches to whichever store listens at `path`, as one daemon whatever the connections."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._daemon_id = secrets.token_bytes(16)
+
+    def attach(self, previous: BundledStore | None) -> BundledStore:
+        """Connect and map. `previous` lends its mapping where the segment is still the same.
+
+        Raises StoreUnavailableError when nobody answers, SnapdError when the store refuses (another
+        daemon is attached) or its segment cannot be mapped.
+        """
+        connection, hello, epoch = self._connect()
+        try:
+            if previous is not None and previous.segment_id == hello.segment_id:
+                view = previous.view
+            else:
+                view = SegmentView(hello.segment_path, hello.segment_id)
+        except SnapdError:
+            connection.close()
+            raise
+
+        def connect() -> tuple[Connection, int]:
+            another, answer, _ = self._connect()
+            if (answer.segment_id, answer.boot_id) != (hello.segment_id, hello.boot_id):
+                another.close()
+                raise StoreUnavailableError(f"the store at {self.path} was started again")
+            return another, answer.writer
+
+        return BundledStore(
+            view=view,
+            segment_id=hello.segment_id,
+            boot_id=hello.boot_id,
+            epoch=epoch,
+            version=hello.version,
+            connect=connect,
+            control=connection,
+        )
+
+    def _connect(self) -> tuple[Connection, HelloReply, int]:
+        connection = Connection(self.path, _ANSWER_SECONDS)
+        try:
+            request = Hello(PROTOCOL_VERSION, "daemon", f"snapd {__version__}")
+            hello = connection.call(request, HelloReply, _ANSWER_SECONDS)
+            attached = connection.call(Attach(self._daemon_id), Attached, _ANSWER_SECONDS)
+        except SnapdError:
+            connection.close()
+            raise
+        return connection, hello, attached.epoch

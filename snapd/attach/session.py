@@ -1,0 +1,79 @@
+"""`Session`: one life of a store, attached; `Link`: the session that the workers use now.
+
+A session is lost when the store's process ends or stops answering. What was mapped stays readable,
+so the flusher goes on with a lost session until there is a new one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from snapd.attach.port import Feed, Sink, Source
+from snapd.blocks.keys import I64
+from snapd.plans.residency import Residency
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the workers need to know of one life of a store."""
+
+    segment_id: bytes
+    """The incarnation of its blocks, 16 bytes."""
+    boot_id: bytes
+    """This life of its process, 16 bytes."""
+    ordinal: int
+    """What the repository calls the incarnation."""
+    epoch_base: int
+    """Add to the store's epochs to get the repository's."""
+    epoch: int
+    """Remove-alls in the segment's life when this daemon attached."""
+    residency: Residency
+    """Shared with the session before where the segment is the same."""
+    open_source: Callable[[], Source]
+    """A source for the calling thread. Never raises: without an answer it only lacks pins."""
+    open_sink: Callable[[], Sink]
+    """A sink for the calling thread. Raises StoreUnavailableError and what the store refuses."""
+    open_feed: Callable[[], Feed]
+    """A feed for the calling thread. Raises as `open_sink` does."""
+    refused: list[I64] = field(default_factory=list)
+    """Catalog rows whose keys the store knew when they were to be registered cold. Those that no
+    slot turns out to hold were replaced or evicted since."""
+    lost: threading.Event = field(default_factory=threading.Event)
+    """Set for good when the store does not answer any more."""
+    drained: threading.Event = field(default_factory=threading.Event)
+    """Set when all removals from before the attach are durable."""
+    served: threading.Event = field(default_factory=threading.Event)
+    """Set when everything that is live on disk is resident or registered cold."""
+    settled: threading.Event = field(default_factory=threading.Event)
+    """Set when every slot has been matched with the catalog after that. From then on what leaves
+    the store leaves the live set; before, a block that is not there may only be not there yet."""
+
+
+class Link:
+    """Holds the newest session."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._session: Session | None = None
+
+    @property
+    def session(self) -> Session | None:
+        """The newest session, lost or not; None before the first."""
+        return self._session
+
+    def publish(self, session: Session) -> None:
+        """Replace the session."""
+        with self._changed:
+            self._session = session
+            self._changed.notify_all()
+
+    def wait(self, timeout_seconds: float) -> Session | None:
+        """The newest session that is not lost; None if there is none within the time."""
+        with self._changed:
+            self._changed.wait_for(self._usable, timeout_seconds)
+            return self._session if self._usable() else None
+
+    def _usable(self) -> bool:
+        return self._session is not None and not self._session.lost.is_set()

@@ -1,0 +1,213 @@
+"""The daemon's HTTP: probes, metrics and status on TCP, the same and control on a Unix socket.
+
+asyncio lives here and nowhere else in the daemon. The handlers only ask `Control`; whatever may
+wait for a disk runs in a thread, so that a probe is answered while a disk hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+
+from snapd.config import event
+from snapd.errors import RefusedError, SettingError, SnapdError
+
+CONTROL_SOCKET = "snapd.sock"
+"""Name of the control socket in the runtime directory."""
+
+_SNAPSHOT_SECONDS_MAX = 600.0
+_START_SECONDS_MAX = 10.0
+_logger = logging.getLogger(__name__)
+
+
+class Control(Protocol):
+    """What HTTP asks of the daemon. Nothing here waits, except what returns a future, and
+    `generations`, which reads the disk and raises `SnapdError`."""
+
+    def failure(self) -> str | None:
+        """Why the daemon must be restarted; None while it is alive."""
+
+    def unready(self) -> str | None:
+        """Why not every block of the snapshot is served; None when every one is."""
+
+    def status(self) -> Mapping[str, Any]:
+        """Everything an operator wants, as JSON types."""
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+
+    def request_snapshot(self) -> Future[Mapping[str, Any]]:
+        """Ask for a snapshot now; the future fails with `SnapdError`."""
+
+    def generations(self) -> Sequence[Mapping[str, Any]]:
+        """The snapshots on disk, newest first."""
+
+
+class HttpServer:
+    """Serves in a thread of its own, from `start` to `stop`."""
+
+    def __init__(self, control: Control, tcp: str, runtime_dir: str) -> None:
+        self._control = control
+        self._tcp = tcp
+        self._socket_path = os.path.join(runtime_dir, CONTROL_SOCKET)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self.address = ""
+        """host:port that is listened on; empty where TCP is off."""
+
+    def start(self) -> None:
+        """Listen. Raises SettingError when an address cannot be used, RefusedError when another
+        daemon uses it."""
+        self._thread.start()
+        self._started.result(_START_SECONDS_MAX)
+
+    def stop(self) -> None:
+        """Stop listening and end the thread; idempotent."""
+        if self._loop is not None and self._stop is not None and self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # the loop has just ended by itself
+                self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(5.0)
+
+    def _run(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        runners = [
+            web.AppRunner(self._application(control=control), access_log=None, shutdown_timeout=1.0)
+            for control in (False, True)
+        ]
+        try:
+            for runner in runners:
+                await runner.setup()
+            await self._listen_tcp(runners[0])
+            await self._listen_unix(runners[1])
+        except SnapdError as error:
+            self._started.set_exception(error)
+        else:
+            self._started.set_result(None)
+            await self._stop.wait()
+            with contextlib.suppress(OSError):
+                os.unlink(self._socket_path)
+        for runner in runners:
+            await runner.cleanup()
+
+    async def _listen_tcp(self, runner: web.AppRunner) -> None:
+        if not self._tcp:
+            return
+        host, _, port = self._tcp.rpartition(":")
+        if not port.isdigit() or int(port) > 65535:
+            raise SettingError(f"http = {self._tcp!r} is not host:port, such as 127.0.0.1:9470")
+        try:
+            await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
+        except OSError as error:
+            raise SettingError(
+                f"cannot listen on http = {self._tcp!r}: {error.strerror or error}; "
+                "set another one, or an empty one to switch it off"
+            ) from error
+        name = runner.addresses[0]
+        self.address = f"{name[0]}:{name[1]}"
+
+    async def _listen_unix(self, runner: web.AppRunner) -> None:
+        # Bound under a temporary name with the right mode and renamed, so that nobody can connect
+        # to it in between, and a socket that a killed daemon left behind is replaced.
+        if _answers(self._socket_path):
+            raise RefusedError(f"another daemon serves {self._socket_path}: set runtime_dir")
+        temporary = f"{self._socket_path}.{os.getpid()}"
+        before = os.umask(0o177)
+        try:
+            await web.UnixSite(runner, temporary).start()
+            os.rename(temporary, self._socket_path)
+        except OSError as error:
+            raise SettingError(
+                f"cannot listen in runtime_dir: {self._socket_path}: {error.strerror or error}"
+            ) from error
+        finally:
+            os.umask(before)
+
+    def _application(self, *, control: bool) -> web.Application:
+        application = web.Application(client_max_size=1 << 16)
+        application.add_routes(
+            [
+                web.get("/metrics", self._metrics),
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/status", self._status),
+            ]
+        )
+        if control:
+            application.add_routes(
+                [
+                    web.post("/snapshot", _as_errors(self._snapshot)),
+                    web.get("/generations", _as_errors(self._generations)),
+                ]
+            )
+        return application
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        body = await asyncio.to_thread(self._control.exposition)
+        return web.Response(
+            body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return _probe(self._control.failure())
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        return _probe(self._control.failure() or self._control.unready())
+
+    async def _status(self, _: web.Request) -> web.Response:
+        return _json(await asyncio.to_thread(self._control.status))
+
+    async def _snapshot(self, _: web.Request) -> web.Response:
+        future = asyncio.wrap_future(self._control.request_snapshot())
+        try:
+            return _json(await asyncio.wait_for(asyncio.shield(future), _SNAPSHOT_SECONDS_MAX))
+        except TimeoutError:
+            return _json({"error": "the snapshot takes longer than the request may"}, status=504)
+
+    async def _generations(self, _: web.Request) -> web.Response:
+        return _json(await asyncio.to_thread(self._control.generations))
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _as_errors(handler: Handler) -> Handler:
+    """Answer 500 with the message and the exit code of an error of ours."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except SnapdError as error:
+            event(_logger, logging.WARNING, "request failed", path=request.path, error=error)
+            return _json({"error": str(error), "exit_code": error.exit_code}, status=500)
+
+    return answer
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(path) == 0
+
+
+def _probe(reason: str | None) -> web.Response:
+    return web.Response(text=f"{reason or 'ok'}\n", status=200 if reason is None else 503)
+
+
+def _json(document: object, status: int = 200) -> web.Response:
+    body = msgspec.json.format(msgspec.json.encode(document), indent=2)
+    return web.Response(body=body + b"\n", status=status, content_type="application/json")

@@ -1,0 +1,198 @@
+"""`run_daemon`: the composition root. Builds the workers, starts and stops them in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from snapd.attach.connect import BundledConnector
+from snapd.attach.session import Link
+from snapd.config import Settings, event
+from snapd.daemon.events import EventsWorker
+from snapd.daemon.http import HttpServer
+from snapd.daemon.keeper import Keeper
+from snapd.daemon.notify import notify, watchdog_seconds
+from snapd.daemon.pacer import Pacer
+from snapd.daemon.state import DaemonState
+from snapd.daemon.supervise import StoreSupervisor, store_socket
+from snapd.daemon.workers import Workers
+from snapd.disk.posix import PosixDisk
+from snapd.errors import SettingError
+from snapd.flusher import Flusher
+from snapd.metrics import Metrics
+from snapd.repository import Repository
+from snapd.warmup import Demand, Loader, Registrar, Warmer
+
+_HOUSEKEEPING_SECONDS = 5.0
+_logger = logging.getLogger(__name__)
+
+
+def run_daemon(settings: Settings, with_store: bool) -> int:
+    """Run until SIGTERM or SIGINT; the exit code. Called from the main thread.
+
+    Raises SettingError for settings that cannot work here, LockHeldError when another daemon has
+    the repository, DiskError when the path cannot be used.
+    """
+    if settings.store != "bundled":
+        raise SettingError(
+            f"store = {settings.store!r}: only the bundled store can be attached yet"
+        )
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _setter(stopping))
+    _make_runtime_directory(settings.runtime_dir)
+    disk = PosixDisk(settings.persistent_path, create=True)
+    repository = Repository.open(disk)
+    try:
+        daemon = Daemon(settings, repository, stopping)
+        return daemon.run(with_store=with_store)
+    finally:
+        repository.close()
+        disk.close()
+
+
+class Daemon:
+    """The parts, wired. `run` is their life."""
+
+    def __init__(
+        self, settings: Settings, repository: Repository, stopping: threading.Event
+    ) -> None:
+        self._settings = settings
+        self._repository = repository
+        self._stopping = stopping
+        self._ended = threading.Event()
+        """Set when nothing is left to be made durable."""
+        self._metrics = metrics = Metrics()
+        self._link = link = Link()
+        demand = Demand()
+        pace = Pacer(settings.io_bytes_per_sec_max, stopping)
+        self._flusher = Flusher(repository, link, settings, pace, metrics)
+        metrics.flush_lag(self._flusher.lag_seconds)
+        events = EventsWorker(repository, link, metrics, self._ended)
+        registrar = Registrar(repository, events)
+        self._keeper = Keeper(
+            repository,
+            link,
+            BundledConnector(store_socket(settings)),
+            registrar,
+            metrics,
+            flush_soon=self._flusher.flush_soon,
+            on_served=self._served,
+            ended=self._ended,
+        )
+        loader = Loader(repository, link, demand, metrics, stopping)
+        warmer = Warmer(repository, link, demand, pace=pace, observer=metrics, stopping=stopping)
+        self._workers = Workers(on_failure=stopping.set)
+        self._state = DaemonState(
+            settings=settings,
+            repository=repository,
+            link=link,
+            metrics=metrics,
+            flusher=self._flusher,
+            keeper=self._keeper,
+            registrar=registrar,
+            loader=loader,
+            warmer=warmer,
+            events=events,
+            workers=self._workers,
+        )
+        self._work: dict[str, Callable[[], None]] = {
+            "flusher": self._flusher.run,
+            "events": events.run,
+            "keeper": self._keeper.run,
+            "loader": loader.run,
+        }
+        if settings.enable_warmup:
+            self._work["warmer"] = warmer.run
+
+    def run(self, *, with_store: bool) -> int:
+        """Start everything, wait, stop everything; the exit code."""
+        settings = self._settings
+        http = HttpServer(self._state, settings.http, settings.runtime_dir)
+        supervisor = StoreSupervisor(settings) if with_store else None
+        try:
+            http.start()
+            self._state.http_address = http.address
+            if supervisor is not None:
+                supervisor.start()
+            self._recover()
+            for name, work in self._work.items():
+                self._workers.start(name, work)
+            notify("READY=1\nSTATUS=running")
+            self._wait()
+            notify("STOPPING=1\nSTATUS=writing the last snapshot")
+            return self._stop(supervisor)
+        finally:
+            self._ended.set()
+            self._stopping.set()
+            if supervisor is not None:
+                supervisor.stop(5.0)
+            http.stop()
+
+    def _recover(self) -> None:
+        recovery = self._repository.recover()
+        event(
+            _logger,
+            logging.INFO,
+            f"Warm up from persistent path: {self._settings.persistent_path}, "
+            f"found {recovery.blocks} cached entries.",
+        )
+        self._state.recovered(recovery)
+
+    def _wait(self) -> None:
+        """Until it is time to stop; looks after disk space and the watchdog meanwhile."""
+        every = min(watchdog_seconds() or _HOUSEKEEPING_SECONDS, _HOUSEKEEPING_SECONDS)
+        while True:
+            self._state.look_at_disk()
+            if self._state.failure() is None:
+                notify("WATCHDOG=1")
+            if self._stopping.wait(every):
+                return
+
+    def _stop(self, supervisor: StoreSupervisor | None) -> int:
+        """Make durable what is left, while removals still are; then end the rest."""
+        started = time.monotonic()
+        deadline = started + self._settings.grace_sec
+
+        def quiesce() -> None:
+            if supervisor is not None:
+                supervisor.stop(max(1.0, (deadline - time.monotonic()) / 2))
+
+        self._flusher.stop(deadline, quiesce)
+        self._workers.join("flusher", self._settings.grace_sec + 5.0)
+        self._ended.set()
+        for name in self._work:
+            self._workers.join(name, 2.0)
+        error = self._flusher.final_error or self._workers.error
+        event(
+            _logger,
+            logging.INFO if error is None else logging.ERROR,
+            "stopped",
+            seconds=time.monotonic() - started,
+            **({} if error is None else {"error": error}),
+        )
+        return 0 if error is None else 1
+
+    def _served(self) -> None:
+        self._state.served()
+
+
+def _setter(stopping: threading.Event) -> Callable[[int, FrameType | None], None]:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    return stop
+
+
+def _make_runtime_directory(path: str) -> None:
+    try:
+        os.makedirs(path, mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise SettingError(
+            f"cannot make runtime_dir {path}: {error.strerror}; set SNAPD_RUNTIME_DIR"
+        ) from error

@@ -1,0 +1,202 @@
+"""`DaemonState`: what the daemon says of itself, over HTTP and in metrics."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from snapd import __version__
+from snapd.attach.session import Link
+from snapd.config import Settings
+from snapd.daemon.events import EventsWorker
+from snapd.daemon.keeper import Keeper
+from snapd.daemon.workers import Workers
+from snapd.errors import SnapdError
+from snapd.flusher import Flusher
+from snapd.metrics import Metrics
+from snapd.repository import Recovery, Repository
+from snapd.warmup import Loader, Registrar, Warmer
+
+
+def process_age_seconds() -> float:
+    """Seconds since this process was started by `exec` or `fork`, from /proc (proc(5), field 22 of
+    `stat`), so that imports count as well."""
+    with open("/proc/self/stat", encoding="ascii") as stat:
+        started_ticks = int(stat.read().rpartition(")")[2].split()[19])
+    started = started_ticks / os.sysconf("SC_CLK_TCK")
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
+
+
+@dataclass
+class DaemonState:
+    """Reads the workers; decides nothing. See `snapd.daemon.http.Control`."""
+
+    settings: Settings
+    repository: Repository
+    link: Link
+    metrics: Metrics
+    flusher: Flusher
+    keeper: Keeper
+    registrar: Registrar
+    loader: Loader
+    warmer: Warmer
+    events: EventsWorker
+    workers: Workers
+    http_address: str = ""
+    recovery: Recovery | None = None
+    recovered_after_seconds: float | None = None
+    ready_after_seconds: float | None = None
+    disk_error: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    # --- what happened --------------------------------------------------------------------------
+
+    def recovered(self, recovery: Recovery) -> None:
+        """The repository has been read."""
+        self.recovery = recovery
+        self.recovered_after_seconds = process_age_seconds()
+        if recovery.generation:
+            self.metrics.snapshot_restored(recovery.blocks, recovery.committed_ns / 1e9)
+
+    def served(self) -> None:
+        """Every block is served; the first time counts as the load time."""
+        with self._lock:
+            if self.ready_after_seconds is not None:
+                return
+            self.ready_after_seconds = process_age_seconds()
+        self.metrics.ready(self.ready_after_seconds)
+
+    def look_at_disk(self) -> None:
+        """Refresh the metrics of the disk."""
+        try:
+            usage = self.repository.usage()
+        except SnapdError as error:
+            self.disk_error = str(error)
+            return
+        self.disk_error = ""
+        used = usage.capacity_bytes - usage.free_bytes
+        self.metrics.disk(used, usage.capacity_bytes, self.repository.bytes)
+
+    # --- `Control` --------------------------------------------------------------------------------
+
+    def failure(self) -> str | None:
+        """A worker that ended in a defect."""
+        return f"worker {self.workers.failed} failed" if self.workers.failed else None
+
+    def unready(self) -> str | None:
+        """The first step on the way to readiness that is not done."""
+        if self.recovery is None:
+            return "reading the repository"
+        session = self.link.session
+        if session is None or session.lost.is_set():
+            return f"the store is away: {self.keeper.problem or 'not attached yet'}"
+        if not session.drained.is_set():
+            return "reading removals from before"
+        if not session.served.is_set():
+            return f"registering blocks: {self.registrar.registered} of {self.registrar.total}"
+        return None
+
+    def exposition(self) -> bytes:
+        """All metrics."""
+        return self.metrics.exposition()
+
+    def request_snapshot(self) -> Future[Mapping[str, Any]]:
+        """Ask the flusher."""
+        if self.recovery is None:
+            future: Future[Mapping[str, Any]] = Future()
+            future.set_exception(SnapdError("the repository is still being read: ask again"))
+            return future
+        return self.flusher.request_snapshot()
+
+    def generations(self) -> Sequence[Mapping[str, Any]]:
+        """What is on disk."""
+        return [msgspec.to_builtins(one) for one in self.repository.generations()]
+
+    def status(self) -> Mapping[str, Any]:
+        """Everything an operator wants to see at once."""
+        unready = self.failure() or self.unready()
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_seconds": process_age_seconds(),
+            "ready": unready is None,
+            "reason": unready,
+            "http": self.http_address,
+            "store": self._store(),
+            "repository": self._repository(),
+            "snapshot": self._snapshot(),
+            "flush": self._flush(),
+            "warmup": self._warmup(),
+            "errors": self._errors(),
+        }
+
+    # --- parts of the status ----------------------------------------------------------------------
+
+    def _store(self) -> Mapping[str, Any]:
+        session, stats = self.link.session, self.keeper.stats
+        attached = session is not None and not session.lost.is_set()
+        document: dict[str, Any] = {
+            "kind": self.settings.store,
+            "up": attached,
+            "version": self.keeper.store_version,
+            "problem": "" if attached else self.keeper.problem,
+        }
+        if session is not None:
+            document["segment_id"] = session.segment_id.hex()
+            document["boot_id"] = session.boot_id.hex()
+            document["settled"] = session.settled.is_set()
+        if stats is not None:
+            document["counters"] = msgspec.to_builtins(stats, str_keys=True)
+        return document
+
+    def _repository(self) -> Mapping[str, Any]:
+        document: dict[str, Any] = {"path": self.settings.persistent_path}
+        if self.recovery is not None:
+            document["recovered_from"] = self.recovery.source
+            document["recovered_blocks"] = self.recovery.blocks
+            document["recovered_after_seconds"] = self.recovered_after_seconds
+            document["ready_after_seconds"] = self.ready_after_seconds
+            document["blocks"] = int(self.repository.catalog.live.sum())
+            document["bytes"] = self.repository.bytes
+        return document
+
+    def _snapshot(self) -> Mapping[str, Any] | None:
+        last = self.flusher.last_snapshot
+        return last.document() if last is not None else None
+
+    def _flush(self) -> Mapping[str, Any]:
+        last = self.flusher.last_flush
+        return {
+            "lag_seconds": self.flusher.lag_seconds(),
+            "written": last.written,
+            "written_bytes": last.written_bytes,
+            "matched": last.matched,
+            "evicted": last.evicted,
+            "rejected": last.rejected,
+        }
+
+    def _warmup(self) -> Mapping[str, Any]:
+        return {
+            "enabled": self.settings.enable_warmup,
+            "state": self.warmer.state,
+            "planned": self.warmer.planned,
+            "handled": self.warmer.handled,
+            "registered": self.registrar.registered,
+            "without_slot": self.registrar.refused_for_space,
+        }
+
+    def _errors(self) -> Sequence[str]:
+        candidates = (
+            *self.flusher.problems,
+            self.events.backoff.error,
+            self.loader.backoff.error,
+            self.disk_error,
+        )
+        return [error for error in candidates if error]

@@ -1,0 +1,250 @@
+"""`Flush`: one look at the store, and everything new in it brought to disk.
+
+The order of steps is what makes it safe, whenever it is killed:
+
+1. Scan, and compare with what was settled before. What left leaves the live set, but only in a life
+   of the store in which everything had been put back first.
+2. What is new and whose bytes some pack has already needs no write: its old copy is live (again).
+3. The rest goes to a pack, hottest first: pin, verify and write, look again, leave out what moved.
+   Nothing refers to the pack until it is sealed, so a death leaves a temporary file.
+4. Seal. From then on the blocks are durable, manifest or not; only then are they settled.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from snapd.attach.port import PINNED_BYTES_MAX, Scan, Source
+from snapd.attach.session import Session
+from snapd.blocks import BlockTable
+from snapd.blocks.keys import I64, U64
+from snapd.blocks.table import U32
+from snapd.config import event
+from snapd.plans import diff_scan, hottest_first, windows
+from snapd.plans.diff import same_bytes
+from snapd.plans.residency import REJECTED
+from snapd.repository import Repository
+from snapd.repository.catalog import RowState
+from snapd.repository.writer import PackWriter
+
+_DESCRIBE_SLOTS = 16_384
+"""Slots described at a time: bounds the memory of a flush of very many small blocks."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FlushResult:
+    """What one flush did."""
+
+    written: int = 0
+    written_bytes: int = 0
+    matched: int = 0
+    """New in the store, and their bytes on disk already."""
+    evicted: int = 0
+    moved: int = 0
+    """Left before they were on disk."""
+    rejected: int = 0
+    """Bytes in memory that are not what their checksum says."""
+    revived: list[I64] = field(default_factory=list)
+    """Catalog rows, int64, that are live again: durable once a manifest says so."""
+    complete: bool = True
+    """False if the deadline cut it short."""
+
+
+@dataclass
+class Flush:
+    """One flush of one session."""
+
+    session: Session
+    source: Source
+    repository: Repository
+    pace: Callable[[int], None]
+    pack_bytes_max: int
+    deadline: float = float("inf")
+    """On the monotonic clock: what is not written by then is left."""
+    result: FlushResult = field(default_factory=FlushResult)
+    _writer: PackWriter | None = None
+    _pending: list[tuple[U32, U64]] = field(default_factory=list)
+    """Slots and sequences of what the open pack was given, in order."""
+    _scan: Scan = field(default_factory=Scan.empty)
+
+    def run(self) -> FlushResult:
+        """Flush. Raises DiskError; then nothing of the open pack is on disk or settled."""
+        served = self.session.served.is_set()
+        new = self._compare()
+        try:
+            for at in range(0, len(new), _DESCRIBE_SLOTS):
+                if not self._flush_slots(new[at : at + _DESCRIBE_SLOTS]):
+                    self.result.complete = False
+                    break
+            self._seal()
+        finally:
+            if self._writer is not None:
+                self._writer.abort()
+        if served and self.result.complete:
+            self._finish_settling()
+        return self.result
+
+    def _compare(self) -> I64:
+        """Let go what left; return the slots with something new, hottest first."""
+        residency, catalog = self.session.residency, self.repository.catalog
+        with residency.lock:
+            scan = self.source.scan()
+            change = diff_scan(scan.sequence, residency.sequence, residency.row, catalog.live)
+            if self._counts(scan):
+                rows = residency.row[change.gone]
+                catalog.set_live(rows[rows >= 0], live=False)
+                self.result.evicted = len(change.gone)
+                residency.forget(change.gone)
+        self._scan = scan
+        heat = self.source.heat(change.new)
+        return change.new[hottest_first(heat, scan.sequence[change.new])]
+
+    def _counts(self, scan: Scan) -> bool:
+        """Whether what this scan lacks has really left: it was there in this same life of the
+        store, after everything that an earlier life lost had been put back."""
+        session = self.session
+        return session.settled.is_set() and scan.boot_id == session.boot_id
+
+    def _flush_slots(self, slots: I64) -> bool:
+        """Write what is new in these slots; False when the deadline has come."""
+        table = self.source.describe(slots)
+        # What moved since the scan is left for the next one, like what is just being written.
+        table = table.take(table.slot_sequence == self._scan.sequence[table.slot])
+        table = self._identify(table)
+        table = table.take(self._unmatched(table))
+        order = np.arange(len(table), dtype=np.int64)
+        for piece in windows(
+            order, table.size, bytes_max=PINNED_BYTES_MAX, blocks_max=_DESCRIBE_SLOTS
+        ):
+            if time.monotonic() >= self.deadline:
+                return False
+            part = table if len(piece) == len(table) else table.take(piece)
+            self.pace(int(part.size.sum()))
+            self._write(part)
+        return True
+
+    def _identify(self, table: BlockTable) -> BlockTable:
+        """The same blocks with the repository's names of their incarnation and epoch."""
+        return table.with_columns(
+            incarnation=np.full(len(table), self.session.ordinal),
+            epoch=table.epoch.astype(np.int64) + self.session.epoch_base,
+        )
+
+    def _unmatched(self, table: BlockTable) -> I64:
+        """Rows of `table` that must be written; settle the others, whose bytes are on disk.
+
+        A match lets the old copy of the key be live again, unless the key was removed since: then
+        the block must be written under its own sequence, or the removal would take it along.
+        """
+        catalog = self.repository.catalog
+        found = catalog.find(table.keys, table.key_hash)
+        at = np.flatnonzero(found >= 0)
+        rows = found[at]
+        same = same_bytes(
+            table.size[at],
+            table.checksum[at],
+            catalog.table.size[rows],
+            catalog.table.checksum[rows],
+        )
+        at, rows = at[same], rows[same]
+        was_live = catalog.state[rows] == RowState.LIVE
+        live = catalog.set_live(rows, live=True)
+        self.result.revived.append(rows[live & ~was_live])
+        self._settle(table, at[live], rows[live])
+        self.result.matched += int(live.sum())
+        rest = np.ones(len(table), np.bool_)
+        rest[at[live]] = False
+        # A cold block without bytes on disk cannot be loaded. The store drops it with `cold_ready`,
+        # since this daemon has not registered it.
+        orphans = np.flatnonzero(rest & self._scan.cold[table.slot])
+        self._settle(table, orphans, np.full(len(orphans), REJECTED))
+        rest[orphans] = False
+        return np.flatnonzero(rest)
+
+    def _write(self, table: BlockTable) -> None:
+        """Append one batch to the open pack.
+
+        The look again comes after the write: what still has its slot and sequence then was not
+        touched while it was read. Without a pin (the store is dead) that look is the only defence.
+        """
+        if self._writer is None:
+            self._writer = self.repository.begin_pack()
+        first = self._writer.appended
+        self.source.pin(table)
+        try:
+            good = self._writer.append(table, self.source.buffers(table))
+            still = self.source.still(table)
+        finally:
+            self.source.unpin(table)
+        self._writer.drop(first + np.flatnonzero(good & ~still))
+        self.result.moved += int((~still).sum())
+        bad = np.flatnonzero(~good & still)
+        if len(bad):
+            self._reject(table.take(bad))
+        self._pending.append((table.slot, table.slot_sequence))
+        if self._writer.full:
+            self._seal()
+
+    def _reject(self, table: BlockTable) -> None:
+        """Never written as good, and not looked at again; the store drops what it finds bad."""
+        self.result.rejected += len(table)
+        self._settle(table, np.arange(len(table)), np.full(len(table), REJECTED))
+        self.source.report_corrupt(table)
+        event(
+            _logger,
+            logging.WARNING,
+            "blocks in memory do not have their checksum",
+            blocks=len(table),
+            first_key=table.keys[0],
+        )
+
+    def _seal(self) -> None:
+        """Make the open pack durable and settle what it holds."""
+        if self._writer is None:
+            return
+        writer, pending = self._writer, self._pending
+        self._writer, self._pending = None, []
+        try:
+            rows = writer.seal()
+        finally:
+            writer.abort()
+        if not len(rows):
+            return
+        slots = np.concatenate([part[0] for part in pending])
+        sequences = np.concatenate([part[1] for part in pending])
+        kept = rows >= 0
+        with self.session.residency.lock:
+            self.session.residency.settle(slots[kept], sequences[kept], rows[kept], cold=False)
+        self.result.written += int(kept.sum())
+        self.result.written_bytes += writer.bytes_written
+
+    def _settle(self, table: BlockTable, at: I64, rows: I64) -> None:
+        """Note what the slots of `table` at these positions hold."""
+        cold = self._scan.cold[table.slot[at]]
+        residency = self.session.residency
+        with residency.lock:
+            for flag in (False, True):
+                part = at[cold == flag]
+                residency.settle(
+                    table.slot[part], table.slot_sequence[part], rows[cold == flag], cold=flag
+                )
+
+    def _finish_settling(self) -> None:
+        """Every slot has been matched once. Keys that the store knew when they were to be
+        registered, and that no slot holds now, have been replaced or evicted since."""
+        session = self.session
+        if session.settled.is_set():
+            return
+        with session.residency.lock:
+            refused = np.concatenate([np.empty(0, np.int64), *session.refused])
+            held = session.residency.held(len(self.repository.catalog))
+            self.repository.catalog.set_live(refused[~held[refused]], live=False)
+            session.refused.clear()
+            session.settled.set()
