@@ -90,7 +90,7 @@ class ExtentAllocator:
 
     def _split(self, width: int, length: int, count: int) -> I64:
         """Up to `count` extents of `length` cut out of free ones of `width`."""
-        pieces = width // length
+        pieces = min(width // length, count)
         wide = self._pop(width, -(-count // pieces))
         if width == length:
             return wide

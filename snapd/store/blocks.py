@@ -235,9 +235,9 @@ class BlockStore:
     def _keep_below_watermark(self, units: int, now: float) -> None:
         capacity = self.space.capacity_units
         limit = int(capacity * self.settings.eviction_high_watermark_ratio)
-        over = self.space.used_units + units - limit
-        if over > 0:
-            self.evict(over, 0, 0, now)
+        if self.space.used_units + units > limit:
+            self.reclaim()
+            self.evict(max(0, self.space.used_units + units - limit), 0, 0, now)
 
     def units_below_watermark(self) -> int:
         """Units of data that can be added before the eviction watermark is reached."""

@@ -28,6 +28,9 @@ FRAME_SECONDS_MAX = 10.0
 UNREAD_BYTES_MAX = 32 * 2**20
 """Replies that a client does not read; beyond this its connection is closed."""
 
+REQUESTS_AHEAD_MAX = 4
+"""Requests that may lie unanswered behind one that waits."""
+
 RECEIVE_BUFFER_BYTES = 1 << 18
 
 
@@ -159,6 +162,8 @@ class _Connection(asyncio.BufferedProtocol):
             return
         self._set_frame_timer(running=self._decoder.incomplete)
         self._work()
+        if len(self._frames) > REQUESTS_AHEAD_MAX:
+            self._refuse(0, ProtocolError("too many requests sent ahead of their replies"))
 
     def eof_received(self) -> bool:
         """The client will send no more: close."""
@@ -169,9 +174,7 @@ class _Connection(asyncio.BufferedProtocol):
         if self._waiting is not None:
             request_id, self._waiting = self._waiting, None
             self._send(request_id, reply)
-            if self._transport is not None:
-                self._transport.resume_reading()
-                self._work()
+            self._work()
 
     def close(self) -> None:
         """Close after what was sent has been read."""
@@ -188,8 +191,8 @@ class _Connection(asyncio.BufferedProtocol):
                 self._refuse(frame.request_id, error)
                 return
             if reply is None:
+                # Reading goes on, because only a reader learns that its peer is gone.
                 self._waiting = frame.request_id
-                self._transport.pause_reading()
             else:
                 self._send(frame.request_id, reply)
             self._server.after_requests()
