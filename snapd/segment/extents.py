@@ -118,7 +118,8 @@ class ExtentAllocator:
             return False
         starts, lengths = _merged(*self._all())
         self._bins, self._lengths = {}, []
-        self._file_by_length(starts, lengths)
+        if len(starts):
+            self._file_by_length(starts, lengths)
         self._fragmented = False
         return True
 
