@@ -14,6 +14,7 @@ from snapd.config.load import DEFAULT_FILE
 from snapd.config.settings import BYTE_SETTINGS, Settings, environment_variables
 
 _HINTS: dict[str, Any] = get_type_hints(Settings, include_extras=True)
+_BYTE_UNITS = ("", "kb", "mb", "gb", "tb")
 _LIMITS = {"gt": "over", "ge": "from", "lt": "under", "le": "up to"}
 
 
@@ -62,20 +63,28 @@ def _metadata(name: str) -> tuple[msgspec.Meta, ...]:
 def _default_text(name: str, default: object) -> str:
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
-    if name in BYTE_SETTINGS and isinstance(default, int) and default:
-        power = (default.bit_length() - 1) // 10
-        return f"`{default >> 10 * power}{' kmgt'[power].strip()}b`"
+    if name in BYTE_SETTINGS and isinstance(default, int):
+        return f"`{_bytes_text(default)}`"
     if isinstance(default, float):
         return f"`{default:g}`"
     return f"`{default}`" if default != "" else "(empty)"
+
+
+def _bytes_text(count: int) -> str:
+    """A whole number of the largest unit that has one, as settings take it."""
+    power = 0
+    while count and count % 1024 ** (power + 1) == 0 and power + 1 < len(_BYTE_UNITS):
+        power += 1
+    return f"{count >> 10 * power}{_BYTE_UNITS[power]}"
 
 
 def _values_text(name: str) -> str:
     base = get_args(_HINTS[name])[0]
     if get_origin(base) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(base))
+    number = _bytes_text if name in BYTE_SETTINGS else "{:,}".format
     limits = [
-        f"{word} {getattr(meta, attribute):,}"
+        f"{word} {number(getattr(meta, attribute))}"
         for meta in _metadata(name)
         for attribute, word in _LIMITS.items()
         if getattr(meta, attribute) is not None

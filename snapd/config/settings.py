@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
-Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]
+Bytes = Annotated[int, Meta(ge=0, le=1 << 50)]
 Ratio = Annotated[float, Meta(gt=0, le=1)]
 
 
