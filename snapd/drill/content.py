@@ -59,7 +59,7 @@ def make_blocks(key_hashes: U64, versions: U32, block_bytes: int) -> U8:
     words[:, :, 2] = versions[:, None]
     words[:, :, 3] = (page_numbers << np.uint64(32) | np.uint64(block_bytes))[None, :]
     words[:, :, _STAMP_WORDS:] = _windows[_places(key_hashes, versions, page_numbers)]
-    whole: U8 = words.reshape(rows, -1).view(np.uint8)
+    whole: U8 = words.reshape(rows, pages * _WORDS).view(np.uint8)
     return whole[:, :block_bytes]
 
 

@@ -137,5 +137,9 @@ def published_blocks(segment: Path, names: BlockNames) -> Published:
 
 
 def evicted_keys(event_log: Path) -> frozenset[str]:
-    """Keys that the store logged as evicted."""
-    raise NotImplementedError(event_log)
+    """Keys that the store logged as evicted (`evict KEY`, one a line); a missing log has none."""
+    if not event_log.exists():
+        return frozenset()
+    with event_log.open(encoding="ascii") as lines:
+        words = (line.split() for line in lines)
+        return frozenset(word[1] for word in words if len(word) == 2 and word[0] == "evict")

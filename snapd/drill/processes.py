@@ -150,7 +150,7 @@ class Site:
 
     def start_store(self) -> Process:
         """Start the store and return at once."""
-        arguments = ["-m", "snapd.store", "--event-log", str(self.event_log)]
+        arguments = ["-m", "snapd.store", str(self.event_log)]
         self.store = Process("store", arguments, self.environment(), self.directory / "store.log")
         return self.store
 

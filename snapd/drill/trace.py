@@ -156,7 +156,7 @@ def generate_trace(shape: MultiTurn, seed: int) -> Trace:
     start_gap = shape.horizon_seconds * shape.turns_mean / shape.requests
     # Conversations that were under way at time 0 would otherwise be missing from the first part.
     start = -shape.turns_mean * shape.think_seconds_mean
-    while start < shape.horizon_seconds:
+    while len(requests) < shape.requests or start < requests[-1][0]:
         start += rng.expovariate(1 / start_gap)
         system = rng.randrange(shape.system_prompts) * shape.system_blocks
         chain = list(range(system, system + shape.system_blocks))
@@ -165,26 +165,18 @@ def generate_trace(shape: MultiTurn, seed: int) -> Trace:
             added = rng.randint(1, shape.turn_blocks_max)
             chain = chain + list(range(next_block, next_block + added))
             next_block += added
-            if 0 <= now < shape.horizon_seconds:
+            if now >= 0:
                 tokens = len(chain) * BLOCK_TOKENS + rng.randrange(BLOCK_TOKENS)
                 requests.append((now, tokens, chain))
             if rng.random() < 1 / shape.turns_mean:
                 break
             now += rng.expovariate(1 / shape.think_seconds_mean)
-    requests.sort(key=lambda request: request[0])
-    return _stretch(requests, shape)
-
-
-def _stretch(requests: list[tuple[float, int, list[int]]], shape: MultiTurn) -> Trace:
-    """Exactly the number asked for: thinned evenly, or repeated turns where there are too few."""
-    count = len(requests)
-    picks = sorted(int(number * count / shape.requests) for number in range(shape.requests))
-    chosen = [requests[pick] for pick in picks]
-    first = chosen[0][0]
+        # Only the first requests are kept, so that later conversations cannot come before them.
+        requests = sorted(requests)[: shape.requests]
     return _build(
-        [time - first for time, _, _ in chosen],
-        [tokens for _, tokens, _ in chosen],
-        [chain for _, _, chain in chosen],
+        [time - requests[0][0] for time, _, _ in requests],
+        [tokens for _, tokens, _ in requests],
+        [chain for _, _, chain in requests],
     )
 
 

@@ -70,3 +70,9 @@ def test_keys_look_like_pages_of_an_engine_and_do_not_repeat() -> None:
     assert len(set(keys)) == len(set(hashes.tolist())) == 500
     assert all(key.endswith("_0_k") and len(key) == 68 for key in keys)
     assert set(keys).isdisjoint(block_keys(8, 500)[0])
+
+
+def test_no_blocks_are_no_bytes() -> None:
+    none = make_blocks(HASHES[:0], VERSIONS[:0], 8192)
+    assert none.shape == (0, 8192)
+    assert wrong_bytes(none, HASHES[:0], VERSIONS[:0]).tolist() == []
