@@ -6,8 +6,12 @@ from array import array
 from bisect import bisect_left, insort
 
 import numpy as np
+import numpy.typing as npt
 
 from snapd.blocks.keys import I64, Bools
+
+Units = npt.NDArray[np.integer]
+"""Starts or lengths of extents, [n], below 2^32."""
 
 _LENGTH_BITS = np.uint64(32)
 _LENGTH_MASK = np.uint64(0xFFFFFFFF)
@@ -133,9 +137,11 @@ class ExtentAllocator:
         self._lengths = widths.tolist()
 
 
-def _sorted(starts: I64, lengths: I64) -> tuple[I64, I64]:
+def _sorted(starts: Units, lengths: Units) -> tuple[I64, I64]:
     """Extents in the order of their starts. One sort of packed words beats an argsort by four."""
-    packed = np.sort((starts.astype(np.uint64) << _LENGTH_BITS) | lengths.astype(np.uint64))
+    packed = starts.astype(np.uint64) << _LENGTH_BITS
+    packed |= lengths.astype(np.uint64)
+    packed.sort()
     return (packed >> _LENGTH_BITS).astype(np.int64), (packed & _LENGTH_MASK).astype(np.int64)
 
 
@@ -152,24 +158,35 @@ def _merged(starts: I64, lengths: I64) -> tuple[I64, I64]:
     return starts[firsts], ends[lasts] - starts[firsts]
 
 
-def gaps(starts: I64, lengths: I64, capacity: int) -> tuple[I64, I64]:
-    """What is free in [0, capacity) beside these extents, as (starts, lengths)."""
-    starts, lengths = _sorted(starts, lengths)
-    reach = np.concatenate([np.zeros(1, np.int64), np.maximum.accumulate(starts + lengths)])
-    until = np.append(starts, capacity)
-    free = until > reach
-    return reach[free], (until - reach)[free]
+class SortedExtents:
+    """Extents in the order of their starts: `starts` and `ends`, int64 [n], in units."""
 
+    __slots__ = ("ends", "starts")
 
-def overlapping(starts: I64, lengths: I64) -> Bools:
-    """Which of these extents share a unit with another one, bool [n]."""
-    in_order, their_lengths = _sorted(starts, lengths)
-    ends = in_order + their_lengths
-    if not bool((in_order[1:] < ends[:-1]).any()):
-        return np.zeros(len(starts), np.bool_)
-    order = np.argsort(starts, kind="stable")
-    begin, end = starts[order], (starts + lengths)[order]
-    result = np.zeros(len(starts), np.bool_)
-    result[order[1:]] |= begin[1:] < np.maximum.accumulate(end)[:-1]
-    result[order[:-1]] |= end[:-1] > begin[1:]
-    return result
+    def __init__(self, starts: Units, lengths: Units) -> None:
+        self.starts, ordered = _sorted(starts, lengths)
+        self.ends = self.starts + ordered
+
+    @property
+    def overlap(self) -> bool:
+        """Whether two of them share a unit."""
+        return bool((self.starts[1:] < self.ends[:-1]).any())
+
+    def gaps(self, capacity: int) -> tuple[I64, I64]:
+        """What is free in [0, capacity) beside them, as (starts, lengths)."""
+        reach = np.concatenate([np.zeros(1, np.int64), np.maximum.accumulate(self.ends)])
+        until = np.append(self.starts, capacity)
+        free = until > reach
+        return reach[free], (until - reach)[free]
+
+    @staticmethod
+    def overlapping(starts: Units, lengths: Units) -> Bools:
+        """Which of these extents share a unit with another one, bool [n]."""
+        order = np.argsort(starts, kind="stable")
+        begin = starts[order].astype(np.int64)
+        end = begin + lengths[order]
+        result = np.zeros(len(starts), np.bool_)
+        if len(starts):
+            result[order[1:]] |= begin[1:] < np.maximum.accumulate(end)[:-1]
+            result[order[:-1]] |= end[:-1] > begin[1:]
+        return result

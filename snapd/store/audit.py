@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from snapd.blocks import HashIndex
-from snapd.blocks.keys import I64, U64, Bools, KeyColumn
+from snapd.blocks.keys import I64, U8, U64, Bools, KeyColumn
 from snapd.formats.segment import (
     SLOT_CHECKSUM_WORD,
+    SLOT_DTYPE,
+    U32,
     Geometry,
     Slots,
     SlotState,
@@ -24,74 +26,157 @@ from snapd.formats.segment import (
     slot_words,
     valid_slots,
 )
-from snapd.segment.extents import overlapping
+from snapd.segment.extents import SortedExtents
+
+_CHUNK_ROWS = 8192
+"""Records looked at at once: 512 KiB, so that a table far larger than the caches is read once."""
 
 _TAG_SHIFT = np.uint64(32)
+_NONE: I64 = np.empty(0, np.int64)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SlotAudit:
-    """Row numbers by verdict; every row that is not free is in exactly one of the first four."""
+    """The verdict. Row numbers are int64; columns are over all slots.
 
-    kept: I64
-    """Published, cold and removed slots that stand."""
-    lingering: I64
-    """Writing, and their writer may still write: their space is not to be touched."""
+    Every slot that is not free is kept, lingering, corrupt or outdated.
+    """
+
+    records: Slots
+    """A private copy of the table. Records of dropped slots are not cleared yet."""
+    state: U8
+    """State of each slot, FREE where it is dropped."""
+    key_hash: U64
     corrupt: I64
     """Wrong checksum, out of bounds or overlapping: dropped and counted."""
     outdated: I64
     """Unfinished, of an older epoch or superseded: dropped."""
+    lingering: I64
+    """WRITING, and their writer may still write: their space is not to be touched."""
     from_the_future: I64
-    """Among the kept: stamped for a remove-all that never happened; to be stamped back."""
+    """Kept, but stamped for a remove-all that never happened: to be stamped back."""
+    data: SortedExtents
+    """What the data area holds, in units."""
+    keys: SortedExtents
+    """What the key heap holds, in units."""
+
+    @property
+    def served(self) -> Bools:
+        """Which slots the key index has to name."""
+        result: Bools = (self.state == SlotState.PUBLISHED) | (self.state == SlotState.COLD)
+        return result
+
+
+@dataclass(slots=True)
+class _Columns:
+    """The fields that verdicts need, dense, and what a look at each record alone says."""
+
+    state: U8
+    key_hash: U64
+    epoch: U32
+    data_start: U32
+    data_length: U32
+    key_start: U32
+    key_length: U32
+    sound: Bools
+    """Has its checksum, and all it names lies within the segment."""
+
+
+def empty_audit(slot_count: int) -> SlotAudit:
+    """The verdict on a new segment: nothing there."""
+    return SlotAudit(
+        records=np.zeros(slot_count, SLOT_DTYPE),
+        state=np.zeros(slot_count, np.uint8),
+        key_hash=np.empty(0, np.uint64),
+        corrupt=_NONE,
+        outdated=_NONE,
+        lingering=_NONE,
+        from_the_future=_NONE,
+        data=SortedExtents(_NONE, _NONE),
+        keys=SortedExtents(_NONE, _NONE),
+    )
 
 
 def audit_slots(
-    records: Slots,
+    shared: Slots,
     geometry: Geometry,
     epoch: int,
     held_writers: frozenset[int],
     keys_of: Callable[[Slots], KeyColumn],
 ) -> SlotAudit:
-    """Judge all records. Those of a torn publish are set back to what they were, in place."""
-    valid = valid_slots(records)
-    _undo_torn_publish(records, valid)
-    state = records["state"].copy()
-    used = np.flatnonzero(valid & (slot_words(records)[:, 7] != 0) & (state != SlotState.FREE))
-    fits = in_bounds(records[used], geometry)
-    corrupt = [np.flatnonzero(~valid), used[~fits]]
-    used = used[fits]
+    """Judge every slot of the shared table, which nobody writes meanwhile."""
+    records, columns = _read(shared, geometry)
+    state = columns.state
+    corrupt = np.flatnonzero(~columns.sound)
+    state[corrupt] = SlotState.FREE
 
-    state, epochs = state[used], records["epoch"][used].astype(np.int64)
-    writing = state == SlotState.WRITING
-    held = np.zeros(len(used), np.bool_)
-    held[writing] = np.isin(
-        records["writer"][used[writing]], np.fromiter(held_writers, np.uint32, len(held_writers))
-    )
-    outdated = [used[(writing & ~held) | (~writing & (epochs < epoch))]]
-    lingering = used[held]
-    kept = used[~writing & (epochs >= epoch)]
+    writing = np.flatnonzero(state == SlotState.WRITING)
+    held = np.isin(records["writer"][writing], np.array(sorted(held_writers), np.uint32))
+    lingering = writing[held]
+    dead = (state != SlotState.FREE) & (state != SlotState.WRITING) & (columns.epoch < epoch)
+    outdated = [writing[~held], np.flatnonzero(dead)]
+    state[np.concatenate(outdated)] = SlotState.FREE
 
-    apart = _lie_apart(records, kept, lingering)
-    corrupt.append(kept[~apart])
-    kept = kept[apart]
-    newest = _is_newest(records, kept, keys_of)
-    outdated.append(kept[~newest])
-    kept = kept[newest]
+    data, keys = _extents(columns)
+    overlapping = _overlapping(columns) if data.overlap or keys.overlap else _NONE
+    state[overlapping] = SlotState.FREE
+    superseded = _superseded(records, columns, keys_of)
+    state[superseded] = SlotState.FREE
+    if len(overlapping) or len(superseded):
+        data, keys = _extents(columns)
     return SlotAudit(
-        kept=kept,
+        records=records,
+        state=state,
+        key_hash=columns.key_hash,
+        corrupt=np.concatenate([corrupt, overlapping]),
+        outdated=np.concatenate([*outdated, superseded]),
         lingering=lingering,
-        corrupt=np.concatenate(corrupt),
-        outdated=np.concatenate(outdated),
-        from_the_future=kept[records["epoch"][kept] > epoch],
+        from_the_future=np.flatnonzero(
+            (state != SlotState.FREE) & (state != SlotState.WRITING) & (columns.epoch > epoch)
+        ),
+        data=data,
+        keys=keys,
     )
+
+
+def _read(shared: Slots, geometry: Geometry) -> tuple[Slots, _Columns]:
+    """A private copy of the table, the columns of it, and each record's own verdict."""
+    count = len(shared)
+    records = np.empty(count, SLOT_DTYPE)
+    columns = _Columns(
+        state=np.empty(count, np.uint8),
+        key_hash=np.empty(count, np.uint64),
+        epoch=np.empty(count, np.uint32),
+        data_start=np.empty(count, np.uint32),
+        data_length=np.empty(count, np.uint32),
+        key_start=np.empty(count, np.uint32),
+        key_length=np.empty(count, np.uint32),
+        sound=np.empty(count, np.bool_),
+    )
+    for first in range(0, count, _CHUNK_ROWS):
+        rows = slice(first, first + _CHUNK_ROWS)
+        part = records[rows]
+        part[:] = shared[rows]
+        valid = valid_slots(part)
+        if not valid.all():
+            _undo_torn_publish(part, valid)
+        # A record whose seal is zero is free, whatever its other fields say.
+        state = part["state"]
+        columns.state[rows] = state
+        columns.sound[rows] = valid & (in_bounds(part, geometry) | (state == SlotState.FREE))
+        columns.key_hash[rows] = part["key_hash"]
+        columns.epoch[rows] = part["epoch"]
+        columns.data_start[rows] = part["extent"]
+        columns.data_length[rows] = data_units(part["size"])
+        columns.key_start[rows] = part["key_offset"]
+        columns.key_length[rows] = key_units(part["key_length"])
+    return records, columns
 
 
 def _undo_torn_publish(records: Slots, valid: Bools) -> None:
     """A slot sealed as WRITING and valid but for its checksum word was about to be published."""
     bad = np.flatnonzero(~valid)
     bad = bad[records["state"][bad] == SlotState.WRITING]
-    if not len(bad):
-        return
     before = records[bad]
     slot_words(before)[:, SLOT_CHECKSUM_WORD] = 0
     torn = valid_slots(before)
@@ -99,41 +184,52 @@ def _undo_torn_publish(records: Slots, valid: Bools) -> None:
     valid[bad[torn]] = True
 
 
-def _lie_apart(records: Slots, kept: I64, lingering: I64) -> Bools:
-    """Which kept slots share neither data nor key heap with any other slot, bool [kept]."""
-    rows = np.concatenate([kept, lingering])
-    chosen = records[rows]
-    keys_overlap = overlapping(
-        chosen["key_offset"].astype(np.int64), key_units(chosen["key_length"])
-    )
-    holds = (chosen["state"] == SlotState.PUBLISHED) | (chosen["state"] == SlotState.WRITING)
-    keys_overlap[holds] |= overlapping(
-        chosen["extent"][holds].astype(np.int64), data_units(chosen["size"][holds])
-    )
-    result: Bools = ~keys_overlap[: len(kept)]
-    return result
+def _extents(columns: _Columns) -> tuple[SortedExtents, SortedExtents]:
+    """What the slots hold of the data area and of the key heap."""
+    state = columns.state
+    named = state != SlotState.FREE
+    holds = (state == SlotState.PUBLISHED) | (state == SlotState.WRITING)
+    data = SortedExtents(columns.data_start[holds], columns.data_length[holds])
+    return data, SortedExtents(columns.key_start[named], columns.key_length[named])
 
 
-def _is_newest(records: Slots, rows: I64, keys_of: Callable[[Slots], KeyColumn]) -> Bools:
-    """Which slots hold the newest version of their key, bool [n].
+def _overlapping(columns: _Columns) -> I64:
+    """Slots that share data or key heap with another one; none of them can be believed.
+
+    One that is still being written keeps its space nevertheless: its writer is real.
+    """
+    state = columns.state
+    named = np.flatnonzero(state != SlotState.FREE)
+    holds = np.flatnonzero((state == SlotState.PUBLISHED) | (state == SlotState.WRITING))
+    rows: I64 = np.union1d(
+        holds[SortedExtents.overlapping(columns.data_start[holds], columns.data_length[holds])],
+        named[SortedExtents.overlapping(columns.key_start[named], columns.key_length[named])],
+    )
+    believed: I64 = rows[state[rows] != SlotState.WRITING]
+    return believed
+
+
+def _superseded(records: Slots, columns: _Columns, keys_of: Callable[[Slots], KeyColumn]) -> I64:
+    """Slots that hold a version older than another slot's of the same key.
 
     Only a kill between two steps of replacing a block leaves two; equal hashes are rare enough to
-    look at their keys.
+    look at their keys one by one.
     """
-    hashes = records["key_hash"][rows]
-    result: Bools = np.ones(len(rows), np.bool_)
-    in_order = np.sort(hashes)
+    state = columns.state
+    rows = np.flatnonzero((state != SlotState.FREE) & (state != SlotState.WRITING))
+    in_order = np.sort(columns.key_hash[rows])
     twice = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
     if not len(twice):
-        return result
-    suspects = np.flatnonzero(np.isin(hashes, twice))
-    sequences = records["sequence"][rows[suspects]]
-    suspects = suspects[np.argsort(sequences)[::-1]]
+        return _NONE
+    suspects = rows[np.isin(columns.key_hash[rows], twice)]
+    suspects = suspects[np.argsort(records["sequence"][suspects])[::-1]]
     seen: set[bytes] = set()
-    for at, key in zip(suspects.tolist(), keys_of(records[rows[suspects]]).to_list(), strict=True):
-        result[at] = key not in seen
+    older: list[int] = []
+    for row, key in zip(suspects.tolist(), keys_of(records[suspects]).to_list(), strict=True):
+        if key in seen:
+            older.append(row)
         seen.add(key)
-    return result
+    return np.array(older, np.int64)
 
 
 def repair_index(index: HashIndex, key_hash: U64, served: Bools) -> int:
@@ -146,21 +242,20 @@ def repair_index(index: HashIndex, key_hash: U64, served: Bools) -> int:
     at = np.where(good, numbers, 0)
     tags = index.entries.reshape(-1)[positions] >> _TAG_SHIFT
     good &= served[at] & (tags == key_hash[at] >> _TAG_SHIFT)
-    good &= _first_of_each(at)
-    if not good.all():
-        index.clear_positions(positions[~good])
-    index.recount(lambda kept: key_hash[kept])
     missing = served.copy()
     missing[numbers[good]] = False
+    if int(good.sum()) != int(served.sum()) - int(missing.sum()):
+        good &= _first_of_each(at)
+    if not good.all():
+        index.clear_positions(positions[~good])
+    # The counts have no checksum: one too low hides keys, so they are always counted again.
+    index.recount(lambda kept: key_hash[kept])
     rows = np.flatnonzero(missing)
     index.insert(key_hash[rows], rows)
     return len(rows) + int((~good).sum())
 
 
 def _first_of_each(numbers: I64) -> Bools:
-    result: Bools = np.ones(len(numbers), np.bool_)
-    counts = np.bincount(numbers)
-    if len(counts) and int(counts.max()) > 1:
-        result[:] = False
-        result[np.unique(numbers, return_index=True)[1]] = True
+    result: Bools = np.zeros(len(numbers), np.bool_)
+    result[np.unique(numbers, return_index=True)[1]] = True
     return result

@@ -18,7 +18,7 @@ from snapd.blocks.keys import I64, U64, Bools
 from snapd.config import Settings, event
 from snapd.formats.segment import Slots, SlotState, data_units, key_units
 from snapd.segment import Segment
-from snapd.store.audit import audit_slots, repair_index
+from snapd.store.audit import SlotAudit, audit_slots, empty_audit, repair_index
 from snapd.store.book import SlotBook
 from snapd.store.eviction import Candidates, choose_victims, evictable
 from snapd.store.keys import KeyHeap, PaddedKeys
@@ -83,63 +83,50 @@ class BlockStore:
         """Called when no slot is free, before anything is evicted for one."""
         self._wall = wall_seconds - now
         self._event_log = event_log
-        self.book, audit = self._audit()
-        count = len(self.book)
+        count, held = len(mapping.slots), segment.held_writers()
+        audit = (
+            empty_audit(count)
+            if segment.created
+            else audit_slots(mapping.slots, segment.geometry, segment.epoch, held, mapping.keys_of)
+        )
+        self.book = SlotBook(mapping.slots, audit.records, audit.state)
         self.lease_until = self._last_access()
         self.soft_until = np.full(count, now + SOFT_PIN_SECONDS)
         self.soft_seconds = np.full(count, SOFT_PIN_SECONDS, np.float32)
         self.upsert = np.zeros(count, np.bool_)
         self.pin_owner = np.zeros(count, np.int64)
-        self.space = Space(self.book, segment.geometry, growth)
-        if audit is not None:
-            self._settle(audit)
+        self.space = Space(self.book, segment.geometry, growth, audit.data, audit.keys)
+        if not segment.created:
+            self._adopt(audit, held)
 
     # --- adoption -----------------------------------------------------------------------------
 
-    def _audit(self) -> tuple[SlotBook, tuple[I64, bool] | None]:
-        """The book over what stands, and (lingering slots, whether one was corrupt) if adopted."""
-        mapping, segment = self.segment.mapping, self.segment
-        if segment.created:
-            return SlotBook(mapping.slots, np.zeros(len(mapping.slots), mapping.slots.dtype)), None
-        records = mapping.slots.copy()
-        held = segment.held_writers()
-        audit = audit_slots(records, segment.geometry, segment.epoch, held, mapping.keys_of)
-        book = SlotBook(mapping.slots, records)
-        kept = np.zeros(len(records), np.bool_)
-        kept[audit.kept] = True
-        kept[audit.lingering] = True
-        dropped = np.flatnonzero((book.state != SlotState.FREE) & ~kept)
-        dropped = np.union1d(dropped, audit.corrupt)
-        book.forget(dropped)
+    def _adopt(self, audit: SlotAudit, held: frozenset[int]) -> None:
+        """Act on the audit: drop what fell through, mend the index, wait for late writers."""
+        segment, book, counters = self.segment, self.book, self.counters
+        book.forget(np.concatenate([audit.corrupt, audit.outdated]))
         book.restamp(audit.from_the_future, segment.epoch)
-        served = (book.state == SlotState.PUBLISHED) | (book.state == SlotState.COLD)
-        repaired = repair_index(mapping.index, records["key_hash"], served)
-        self.counters.adopted_blocks = int((book.state == SlotState.PUBLISHED).sum())
-        self.counters.dropped_slots = len(dropped)
-        self.counters.corrupt = len(audit.corrupt)
-        level = logging.WARNING if len(audit.corrupt) else logging.INFO
+        repairs = repair_index(self.index, audit.key_hash, audit.served)
+        counters.adopted_blocks = int((book.state == SlotState.PUBLISHED).sum())
+        counters.corrupt = len(audit.corrupt)
+        counters.dropped_slots = len(audit.corrupt) + len(audit.outdated)
+        writers = book.records["writer"][audit.lingering]
+        for writer in np.unique(writers).tolist():
+            self.lingering[writer] = audit.lingering[writers == writer]
+        if len(audit.corrupt) and held:
+            self.space.withhold_gaps(held)
         event(
             _LOG,
-            level,
-            "adopted segment",
-            blocks=self.counters.adopted_blocks,
+            logging.WARNING if len(audit.corrupt) else logging.INFO,
+            "segment adopted",
+            blocks=counters.adopted_blocks,
             cold=int((book.state == SlotState.COLD).sum()),
             removed=int((book.state == SlotState.REMOVED).sum()),
             corrupt=len(audit.corrupt),
             outdated=len(audit.outdated),
             lingering=len(audit.lingering),
-            index_repairs=repaired,
+            index_repairs=repairs,
         )
-        return book, (audit.lingering, len(audit.corrupt) > 0)
-
-    def _settle(self, audit: tuple[I64, bool]) -> None:
-        lingering, damaged = audit
-        for writer in np.unique(self.book.records["writer"][lingering]).tolist():
-            mine = self.book.records["writer"][lingering] == writer
-            self.lingering[writer] = lingering[mine]
-        held = self.segment.held_writers()
-        if damaged and held:
-            self.space.withhold_gaps(held)
 
     def _last_access(self) -> F64:
         """Lease ends on the engine's clock: in the past, in the order of the last accesses."""

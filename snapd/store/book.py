@@ -30,12 +30,13 @@ U8 = npt.NDArray[np.uint8]
 class SlotBook:
     """n slots. `records` is the private copy, `state` a dense copy of its state column."""
 
-    def __init__(self, shared: Slots, records: Slots) -> None:
-        """`records` holds what the shared table says, as far as it was found valid."""
+    def __init__(self, shared: Slots, records: Slots, state: U8) -> None:
+        """`records` is what the shared table says and `state` how far that is believed: a slot
+        that is FREE there but not here is to be dropped (`forget`)."""
         self._shared: U64 = slot_words(shared)
         self.records = records
         self._words: U64 = slot_words(records)
-        self.state: U8 = np.ascontiguousarray(records["state"])
+        self.state = state
         free = np.flatnonzero(self.state == SlotState.FREE)[::-1].astype(np.uint32)
         self._free = np.empty(len(records), np.uint32)
         self._free[: len(free)] = free
@@ -108,12 +109,9 @@ class SlotBook:
         self.give_back(rows)
 
     def forget(self, rows: I64) -> None:
-        """→ FREE for slots that failed the audit, before anything else knows of them."""
+        """Clear slots that failed the audit. They are free already, as far as the book goes."""
         self._words[rows] = 0
-        used = rows[self.state[rows] != SlotState.FREE]
         self._shared[rows, SLOT_SEAL_WORD] = 0
-        self.state[used] = SlotState.FREE
-        self.give_back(used)
 
     def heal(self, row: int) -> bool:
         """Write a slot's record again if shared memory differs from the book; says whether."""

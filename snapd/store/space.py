@@ -9,7 +9,7 @@ import numpy as np
 
 from snapd.blocks.keys import I64
 from snapd.formats.segment import Geometry, Slots, SlotState, data_units, key_units
-from snapd.segment.extents import ExtentAllocator, gaps
+from snapd.segment.extents import ExtentAllocator, SortedExtents
 from snapd.store.book import SlotBook
 
 
@@ -39,7 +39,15 @@ class Reservation:
 class Space:
     """What is free. `book` must hold only slots that passed the audit."""
 
-    def __init__(self, book: SlotBook, geometry: Geometry, growth: Growth) -> None:
+    def __init__(
+        self,
+        book: SlotBook,
+        geometry: Geometry,
+        growth: Growth,
+        data: SortedExtents,
+        keys: SortedExtents,
+    ) -> None:
+        """`data` and `keys`: what the slots hold of the data area and of the key heap."""
         self._book = book
         self._geometry = geometry
         self._growth = growth
@@ -48,12 +56,8 @@ class Space:
         self._keys = ExtentAllocator()
         self._withheld: tuple[I64, I64] | None = None
         self.withheld_until_gone: set[int] = set()
-        used = book.records[book.state != SlotState.FREE]
-        holds = used[np.isin(used["state"], (SlotState.WRITING, SlotState.PUBLISHED))]
-        extents = holds["extent"].astype(np.int64), data_units(holds["size"])
-        self._data.release(*gaps(*extents, self._frontier))
-        names = used["key_offset"].astype(np.int64), key_units(used["key_length"])
-        self._keys.release(*gaps(*names, geometry.key_units))
+        self._data.release(*data.gaps(self._frontier))
+        self._keys.release(*keys.gaps(geometry.key_units))
 
     @property
     def capacity_units(self) -> int:
