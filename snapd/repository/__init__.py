@@ -1,1 +1,26 @@
-"""The directory of packs and manifests: recovery, sealing, committing, verifying."""
+"""The disk side: packs, manifests, journals, and the catalog of what they hold."""
+
+from snapd.formats.removals import Removals
+from snapd.formats.tables import Incarnation
+from snapd.repository.catalog import Catalog, RowState
+from snapd.repository.prune import PruneResult
+from snapd.repository.recovery import Recovery
+from snapd.repository.repository import Generation, ManifestSummary, Repository
+from snapd.repository.verify import Finding, Sample, Verification
+from snapd.repository.writer import PackWriter
+
+__all__ = [
+    "Catalog",
+    "Finding",
+    "Generation",
+    "Incarnation",
+    "ManifestSummary",
+    "PackWriter",
+    "PruneResult",
+    "Recovery",
+    "Removals",
+    "Repository",
+    "RowState",
+    "Sample",
+    "Verification",
+]

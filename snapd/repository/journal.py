@@ -1,0 +1,239 @@
+"""`Journal`: what is durable before the next pack is sealed. Removals, epochs, incarnations."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from snapd.disk import Disk, DiskFile
+from snapd.errors import CorruptError, DiskError, NewerFormatError
+from snapd.formats.journal import (
+    RECORD_ROWS_MAX,
+    JournalContents,
+    decode_records,
+    encode_incarnation,
+    encode_remove_all,
+    encode_removed,
+)
+from snapd.formats.removals import Removals
+from snapd.formats.sealed import (
+    ID_BYTES,
+    JOURNAL_MAGIC,
+    PAGE_BYTES,
+    FileHeader,
+    decode_header,
+    encode_header,
+)
+from snapd.formats.tables import Incarnation
+from snapd.repository.files import opened
+from snapd.repository.names import JOURNAL, journal_name, parse_journal
+
+FILE_BYTES_MAX = 64 * 2**20
+"""A file is left for the next one at this length; longer ones are not read."""
+
+Record = Callable[[int, bytes], bytes]
+"""Encodes a record, given its number and the repository's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Removals that are in the journal file `sequence` and in no sealed pack that counts yet."""
+
+    sequence: int
+    removals: Removals
+
+
+class Journal:
+    """The journal files of one repository, for its one writer. Safe to use from several threads.
+
+    Each life of the writer starts a file of its own, and so does each failure: a file that may have
+    a torn tail is never written again. Files are named by rising sequence. `rotate` ends a file;
+    those up to the one it returns are covered once a pack with their removals is sealed, and are
+    deleted once a manifest says so.
+    """
+
+    def __init__(self, disk: Disk, repository_id: bytes, sequence_last: int) -> None:
+        self._disk = disk
+        self._repository_id = repository_id
+        self._sequence = sequence_last
+        self._file: DiskFile | None = None
+        self._end = 0
+        self._number = 0
+        self._batches: list[_Batch] = []
+        self._lock = threading.Lock()
+
+    @property
+    def pending(self) -> int:
+        """Removals that are in no sealed pack yet."""
+        with self._lock:
+            return sum(len(batch.removals) for batch in self._batches)
+
+    def restore(self, removals: Removals) -> None:
+        """Take up removals that recovery found in files, up to the last sequence."""
+        if len(removals):
+            self._batches.append(_Batch(self._sequence, removals))
+
+    def append(
+        self,
+        removals: Removals | None = None,
+        epoch: int | None = None,
+        incarnation: Incarnation | None = None,
+    ) -> None:
+        """Write records and sync them. Raises DiskError: then none of them counts.
+
+        Crash argument: the header and the name of a new file are durable together with its first
+        records before this returns. A crash before that leaves a part of the records, each whole or
+        not at all: a removal that was asked for and not yet confirmed may have happened.
+        """
+        records: list[Record] = []
+        if incarnation is not None:
+            records.append(partial(encode_incarnation, incarnation))
+        if epoch is not None:
+            records.append(partial(encode_remove_all, epoch))
+        if removals is not None:
+            records += _removed_records(removals)
+        if not records:
+            return
+        with self._lock:
+            try:
+                self._write(records)
+            except DiskError:
+                self._close()
+                raise
+            if removals is not None and len(removals):
+                self._batches.append(_Batch(self._sequence, removals))
+
+    def rotate(self) -> tuple[int, Removals]:
+        """End the file. Returns the last sequence, and every removal up to it that is in no sealed
+        pack: the next pack must carry them."""
+        with self._lock:
+            self._close()
+            return self._sequence, Removals.concatenate([one.removals for one in self._batches])
+
+    def sealed(self, through: int) -> None:
+        """A pack is sealed that carries the removals of all files up to `through`."""
+        with self._lock:
+            self._batches = [batch for batch in self._batches if batch.sequence > through]
+
+    def delete(self, through: int, keep: frozenset[int]) -> int:
+        """Delete files up to `through` but those in `keep`; returns how many. Raises DiskError."""
+        deleted = 0
+        for name in self._disk.list(JOURNAL):
+            sequence = parse_journal(name)
+            if sequence is not None and sequence <= through and sequence not in keep:
+                self._disk.remove(journal_name(sequence))
+                deleted += 1
+        if deleted:
+            self._disk.sync_directory(JOURNAL)
+        return deleted
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, records: list[Record]) -> None:
+        if self._file is not None and self._end > FILE_BYTES_MAX // 2:
+            self._close()
+        is_new = self._file is None
+        if self._file is None:
+            self._sequence += 1
+            self._file = self._disk.open(journal_name(self._sequence), "x")
+            header = FileHeader(
+                JOURNAL_MAGIC, self._repository_id, secrets.token_bytes(ID_BYTES), self._sequence
+            )
+            self._end = self._number = 0
+            pieces = [encode_header(header)]
+        else:
+            pieces = []
+        for record in records:
+            pieces.append(record(self._number, self._repository_id))
+            self._number += 1
+        self._file.write(pieces, self._end)
+        self._end += sum(len(piece) for piece in pieces)
+        self._file.sync()
+        if is_new:
+            self._disk.sync_directory(JOURNAL)
+
+
+def _removed_records(removals: Removals) -> list[Record]:
+    parts = [
+        removals.take(np.arange(first, min(first + RECORD_ROWS_MAX, len(removals))))
+        for first in range(0, len(removals), RECORD_ROWS_MAX)
+    ]
+    return [partial(encode_removed, part) for part in parts]
+
+
+@dataclass(slots=True)
+class JournalScan:
+    """All journal files of a repository together."""
+
+    sequence_last: int = 0
+    removals: Removals | None = None
+    epoch: int = 0
+    incarnations: tuple[Incarnation, ...] = ()
+    findings: tuple[str, ...] = ()
+    """One sentence for each file that is damaged or cannot be read."""
+    keep: frozenset[int] = frozenset()
+    """Files that say something that this version cannot read: never deleted."""
+
+
+def scan_journal(disk: Disk, repository_id: bytes) -> JournalScan:
+    """Read every journal file. Damage costs the damaged records, never the others, because removed
+    must stay removed. Raises DiskError only if the directory cannot be listed."""
+    scan = JournalScan()
+    removals: list[Removals] = []
+    findings: list[str] = []
+    keep: set[int] = set()
+    for name in disk.list(JOURNAL):
+        sequence = parse_journal(name)
+        if sequence is None:
+            continue
+        scan.sequence_last = max(scan.sequence_last, sequence)
+        try:
+            contents, problem = _read_file(disk, sequence, repository_id)
+        except (DiskError, NewerFormatError) as error:
+            findings.append(str(error))
+            keep.add(sequence)
+            continue
+        removals += contents.removals
+        scan.epoch = max(scan.epoch, contents.epoch)
+        scan.incarnations += tuple(contents.incarnations)
+        if contents.unknown:
+            keep.add(sequence)
+            problem = f"{contents.unknown} records of kinds that are not known"
+        if problem:
+            findings.append(f"{journal_name(sequence)}: {problem}")
+    scan.removals = Removals.concatenate(removals)
+    scan.findings, scan.keep = tuple(findings), frozenset(keep)
+    return scan
+
+
+def _read_file(disk: Disk, sequence: int, repository_id: bytes) -> tuple[JournalContents, str]:
+    """The records of a file, and what is wrong with it, if anything. Raises DiskError or
+    NewerFormatError."""
+    with opened(disk, journal_name(sequence)) as file:
+        raw = bytearray(min(file.size(), FILE_BYTES_MAX))
+        del raw[file.read([raw], 0) :]
+    problem = ""
+    header = b""
+    with suppress(CorruptError):
+        header = decode_header(bytes(raw[:PAGE_BYTES]), JOURNAL_MAGIC).repository_id
+    # Records are bound to the repository by their seed, so a bad header is no reason to lose them.
+    contents = decode_records(bytes(raw[PAGE_BYTES:]), repository_id)
+    if header != repository_id and contents.records:
+        problem = "the header is damaged or of another repository; its records are whole"
+    if contents.damaged:
+        problem = f"{contents.damaged} damaged stretches between good records"
+    return contents, problem

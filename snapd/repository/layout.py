@@ -1,0 +1,123 @@
+"""The directory itself: its identity, its subdirectories, leftovers, and what is moved aside."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from collections.abc import Iterable
+
+from snapd.disk import Disk
+from snapd.errors import CorruptError, DiskError, NothingThereError, SnapdError
+from snapd.formats.repository import decode_repository, encode_repository
+from snapd.formats.sealed import ID_BYTES, MANIFEST_MAGIC, PACK_MAGIC
+from snapd.repository.files import opened, read_header, write_durably
+from snapd.repository.names import (
+    ASIDE,
+    DIRECTORIES,
+    MANIFESTS,
+    PACKS,
+    REPOSITORY_FILE,
+    TEMPORARY,
+    parse_manifest,
+    parse_pack,
+)
+
+_REPOSITORY_BYTES_MAX = 65_536
+
+
+def read_identity(disk: Disk) -> bytes:
+    """The repository's id, for a reader: from `repository.json`, or if that is damaged, from the
+    files that repeat it.
+
+    Raises NothingThereError, NewerFormatError or DiskError.
+    """
+    try:
+        return _read_repository_file(disk)
+    except CorruptError:
+        found = _identity_of_files(disk)
+    except DiskError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        found = _identity_of_files(disk)
+    if found is None:
+        raise NothingThereError("there is no repository here: check persistent_path")
+    return found
+
+
+def prepare(disk: Disk) -> tuple[bytes, list[str]]:
+    """Make the directory a repository for its writer: identity, subdirectories, no leftovers.
+
+    Returns the repository's id and the files that were moved aside. The caller holds the lock.
+    Raises NewerFormatError or DiskError.
+
+    Crash argument: the subdirectories are durable before the identity is, and each step is left
+    alone when it is done already, so a crash anywhere is repaired by the next start.
+    """
+    for name in DIRECTORIES:
+        disk.make_directory(name)
+    disk.sync_directory("")
+    for directory in ("", *DIRECTORIES):
+        _remove_leftovers(disk, directory)
+    moved: list[str] = []
+    try:
+        return _read_repository_file(disk), moved
+    except CorruptError:
+        moved = move_aside(disk, [REPOSITORY_FILE])
+    except DiskError as error:
+        if error.errno != errno.ENOENT:
+            raise
+    identity = _identity_of_files(disk) or secrets.token_bytes(ID_BYTES)
+    write_durably(disk, REPOSITORY_FILE, "", [encode_repository(identity)])
+    return identity, moved
+
+
+def move_aside(disk: Disk, names: Iterable[str]) -> list[str]:
+    """Move files into a new directory `aside-<n>`; returns their new names. Raises DiskError.
+
+    Nothing is deleted. A crash in between leaves some files where they were: the next recovery
+    finds them as bad as before.
+    """
+    taken = [name for name in disk.list("") if name.startswith(ASIDE)]
+    numbers = [int(text) for name in taken if (text := name.removeprefix(ASIDE)).isdecimal()]
+    aside = f"{ASIDE}{max(numbers, default=0) + 1}"
+    disk.make_directory(aside)
+    disk.sync_directory("")
+    moved: list[str] = []
+    touched: set[str] = set()
+    for name in names:
+        target = f"{aside}/{name.rpartition('/')[2]}"
+        disk.rename(name, target)
+        moved.append(target)
+        touched.add(name.rpartition("/")[0])
+    disk.sync_directory(aside)
+    for directory in sorted(touched):
+        disk.sync_directory(directory)
+    return moved
+
+
+def _read_repository_file(disk: Disk) -> bytes:
+    with opened(disk, REPOSITORY_FILE) as file:
+        raw = bytearray(min(file.size(), _REPOSITORY_BYTES_MAX))
+        del raw[file.read([raw], 0) :]
+    return decode_repository(bytes(raw))
+
+
+def _identity_of_files(disk: Disk) -> bytes | None:
+    """The id in the newest readable manifest, else in the newest readable pack."""
+    manifests = [f"{MANIFESTS}/{name}" for name in disk.list(MANIFESTS) if parse_manifest(name)]
+    packs = [f"{PACKS}/{name}" for name in disk.list(PACKS) if parse_pack(name)]
+    found = [(name, MANIFEST_MAGIC) for name in manifests[::-1]]
+    found += [(name, PACK_MAGIC) for name in packs[::-1]]
+    for name, magic in found:
+        try:
+            return read_header(disk, name, magic).repository_id
+        except SnapdError:
+            continue
+    return None
+
+
+def _remove_leftovers(disk: Disk, directory: str) -> None:
+    """Remove files that a writer left unfinished: we hold the lock, so nobody writes them."""
+    leftovers = [name for name in disk.list(directory) if name.endswith(TEMPORARY)]
+    for name in leftovers:
+        disk.remove(f"{directory}/{name}" if directory else name)

@@ -1,0 +1,105 @@
+"""Making, writing and reading manifests."""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+
+from snapd.blocks.table import F32
+from snapd.disk import Disk
+from snapd.errors import CorruptError
+from snapd.formats.manifest import Manifest, ManifestPack, decode_manifest, encode_manifest
+from snapd.formats.sealed import (
+    ID_BYTES,
+    MANIFEST_MAGIC,
+    PAGE_BYTES,
+    FileHeader,
+    FileTrailer,
+    encode_header,
+    encode_trailer,
+    index_digest,
+)
+from snapd.repository.files import read_index, write_durably
+from snapd.repository.names import MANIFESTS, manifest_name
+from snapd.repository.state import RepositoryState
+
+
+def make_manifest(
+    state: RepositoryState, heat: F32 | None, *, pack_floor: int, journal_floor: int, now_ns: int
+) -> Manifest:
+    """The manifest of what is live now; the caller holds the catalog's lock.
+
+    It names every pack that has live blocks, and every pack above the floor, because recovery
+    takes an unnamed pack above the floor for one that was sealed later.
+    """
+    live = state.catalog.live
+    packs = [
+        pack
+        for pack in state.packs.values()
+        if pack.sequence > pack_floor or bool(live[pack.rows].any())
+    ]
+    rows = np.concatenate(
+        [np.arange(pack.rows.start, pack.rows.stop) for pack in packs] or [np.empty(0, np.int64)]
+    )
+    mask = live[rows]
+    live_rows = rows[mask]
+    table = state.catalog.table
+    return Manifest(
+        epoch=state.epoch,
+        pack_floor=pack_floor,
+        pack_last=state.pack_last,
+        journal_floor=journal_floor,
+        committed_ns=now_ns,
+        bytes=int(table.size[live_rows].sum()),
+        packs=tuple(
+            ManifestPack(
+                pack.sequence, pack.pack_id, pack.index_digest, pack.rows.stop - pack.rows.start
+            )
+            for pack in packs
+        ),
+        live=mask,
+        heat=(table.heat if heat is None else heat)[live_rows],
+        incarnations=tuple(sorted(state.incarnations.values())),
+        fingerprints=dict(state.fingerprints),
+    )
+
+
+def write_manifest(disk: Disk, repository_id: bytes, generation: int, manifest: Manifest) -> int:
+    """Make a manifest durable, read it back from the medium, and return its length in bytes.
+
+    Crash argument: the bytes are synced before the name is there, and the name is new, so that at
+    no moment an older manifest is touched. Raises DiskError, or CorruptError when it does not read
+    back as it was written; the generation is then used up and nothing may be pruned.
+    """
+    body, raw_bytes = encode_manifest(manifest)
+    header = FileHeader(MANIFEST_MAGIC, repository_id, secrets.token_bytes(ID_BYTES), generation)
+    trailer = FileTrailer(
+        header=header,
+        index_offset=PAGE_BYTES,
+        index_bytes=len(body),
+        raw_bytes=raw_bytes,
+        index_digest=index_digest(body),
+        rows=len(manifest.packs),
+    )
+    # Parsed before it is written: a manifest that this version cannot read never gets its name.
+    decode_manifest(body, trailer)
+    name = manifest_name(generation)
+    pieces = [encode_header(header), body, encode_trailer(trailer)]
+    write_durably(disk, name, MANIFESTS, pieces)
+    sealed, raw = read_index(disk, name, MANIFEST_MAGIC, repository_id, direct=True)
+    if sealed.trailer != trailer or index_digest(raw) != trailer.index_digest:
+        raise CorruptError(f"{name} does not read back as it was written")
+    return sealed.file_bytes
+
+
+def read_manifest(disk: Disk, repository_id: bytes, generation: int) -> tuple[Manifest, int]:
+    """A verified manifest and the length of its file in bytes.
+
+    Raises CorruptError, NewerFormatError or DiskError.
+    """
+    name = manifest_name(generation)
+    sealed, raw = read_index(disk, name, MANIFEST_MAGIC, repository_id)
+    if sealed.header.sequence != generation:
+        raise CorruptError(f"{name} is of generation {sealed.header.sequence}")
+    return decode_manifest(raw, sealed.trailer), sealed.file_bytes

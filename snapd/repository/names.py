@@ -1,0 +1,58 @@
+"""Names of the files in a repository."""
+
+from __future__ import annotations
+
+import re
+
+REPOSITORY_FILE = "repository.json"
+LOCK_FILE = "lock"
+PINS_FILE = "pins"
+"""Readers hold it shared while they rely on packs; whoever prunes holds it alone."""
+PACKS, MANIFESTS, JOURNAL, QUARANTINE = "packs", "manifests", "journal", "quarantine"
+DIRECTORIES = (PACKS, MANIFESTS, JOURNAL, QUARANTINE)
+TEMPORARY = ".tmp"
+"""End of the names of files that are still being written."""
+ASIDE = "aside-"
+"""Start of the names of directories that hold what recovery could not use."""
+
+PACK_SEQUENCE_MAX = 2**32 - 2
+SEQUENCE_MAX = 10**10 - 1
+
+_PACK = re.compile(r"(\d{10})-([0-9a-f]{32})\.pack")
+_MANIFEST = re.compile(r"(\d{10})\.manifest")
+_JOURNAL = re.compile(r"(\d{10})\.journal")
+
+
+def pack_name(sequence: int, pack_id: bytes) -> str:
+    """Where a pack lives."""
+    return f"{PACKS}/{sequence:010d}-{pack_id.hex()}.pack"
+
+
+def manifest_name(generation: int) -> str:
+    """Where a manifest lives."""
+    return f"{MANIFESTS}/{generation:010d}.manifest"
+
+
+def journal_name(sequence: int) -> str:
+    """Where a journal file lives."""
+    return f"{JOURNAL}/{sequence:010d}.journal"
+
+
+def parse_pack(name: str) -> tuple[int, bytes] | None:
+    """Sequence and id in a name within `packs`; None if it is not a pack's."""
+    match = _PACK.fullmatch(name)
+    if match is None or not 1 <= int(match[1]) <= PACK_SEQUENCE_MAX:
+        return None
+    return int(match[1]), bytes.fromhex(match[2])
+
+
+def parse_manifest(name: str) -> int | None:
+    """Generation in a name within `manifests`; None if it is not a manifest's."""
+    match = _MANIFEST.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def parse_journal(name: str) -> int | None:
+    """Sequence in a name within `journal`; None if it is not a journal's."""
+    match = _JOURNAL.fullmatch(name)
+    return int(match[1]) if match else None

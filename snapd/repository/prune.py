@@ -1,0 +1,179 @@
+"""Deleting what no retained snapshot needs. The one place that deletes packs and manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from snapd.disk import Disk
+from snapd.errors import LockHeldError, SnapdError
+from snapd.formats.removals import Removals
+from snapd.repository.catalog import RowState
+from snapd.repository.journal import Journal
+from snapd.repository.manifests import read_manifest
+from snapd.repository.names import (
+    MANIFESTS,
+    PACKS,
+    PINS_FILE,
+    manifest_name,
+    parse_manifest,
+)
+from snapd.repository.recovery import load_pack
+from snapd.repository.state import PackInfo, RepositoryState
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """What was deleted, or why nothing was."""
+
+    manifests: int = 0
+    packs: int = 0
+    journals: int = 0
+    bytes: int = 0
+    blocked: str = ""
+    """Why nothing (more) was deleted; empty if everything was that could be."""
+
+
+class Pruner:
+    """Deletes manifests beyond the retained ones and the packs that only those needed.
+
+    What keeps a file:
+
+    - A manifest that cannot be read keeps everything: nobody knows what it needs.
+    - A reader's pin keeps everything.
+    - Each of the newest `retain` manifests keeps every pack that it names.
+    - A pack above the newest manifest's floor was sealed after it.
+    - A pack with live rows is in the next manifest.
+
+    A pack that goes may be all that says that an older copy of a key, in a pack that stays, was
+    superseded or removed. So before it goes that is said again in the journal, from where it gets
+    into the next pack: a rebuild from packs and journals never brings such a copy back.
+    """
+
+    def __init__(self, disk: Disk, journal: Journal, retain: int) -> None:
+        self._disk = disk
+        self._journal = journal
+        self._retain = retain
+        self._packs_of: dict[int, frozenset[int]] = {}
+        """Packs that each readable manifest names."""
+
+    @property
+    def retained(self) -> frozenset[int]:
+        """Generations that were on disk after the last run, and those learned of since."""
+        return frozenset(self._packs_of)
+
+    def learn(self, generation: int, packs: Collection[int]) -> None:
+        """A manifest was just committed, or read, and names these packs."""
+        self._packs_of[generation] = frozenset(packs)
+
+    def prune(
+        self,
+        state: RepositoryState,
+        writing: Collection[int],
+        journal_floor: int,
+        journal_keep: frozenset[int],
+    ) -> PruneResult:
+        """Delete what nothing keeps. `writing`: packs that are being written. Journal files up to
+        `journal_floor` are covered by the newest manifest, except those in `journal_keep`.
+
+        Crash argument: manifests go first, and durably; a crash then leaves packs that nobody
+        needs, which the next run deletes. What packs say about others is durable in the journal
+        before they go. Raises DiskError; what was deleted by then was not needed.
+        """
+        try:
+            pin = self._disk.lock(PINS_FILE)
+        except LockHeldError:
+            return PruneResult(blocked="a reader holds a pin (verify or backup is running)")
+        try:
+            return self._prune(state, writing, journal_floor, journal_keep)
+        finally:
+            pin.release()
+
+    def _prune(
+        self,
+        state: RepositoryState,
+        writing: Collection[int],
+        journal_floor: int,
+        journal_keep: frozenset[int],
+    ) -> PruneResult:
+        generations = sorted(
+            found
+            for name in self._disk.list(MANIFESTS)
+            if (found := parse_manifest(name)) is not None
+        )
+        for generation in generations:
+            if generation not in self._packs_of:
+                try:
+                    manifest, _ = read_manifest(self._disk, state.repository_id, generation)
+                except SnapdError as error:
+                    return PruneResult(blocked=f"a manifest cannot be read: {error}")
+                self.learn(generation, [pack.sequence for pack in manifest.packs])
+        outdated, retained = generations[: -self._retain], generations[-self._retain :]
+        for generation in outdated:
+            self._disk.remove(manifest_name(generation))
+        if outdated:
+            self._disk.sync_directory(MANIFESTS)
+        self._packs_of = {one: self._packs_of[one] for one in retained}
+        gone = self._delete_packs(state, writing)
+        journals = self._journal.delete(journal_floor, journal_keep)
+        return PruneResult(
+            len(outdated), len(gone), journals, sum(pack.file_bytes for pack in gone)
+        )
+
+    def _delete_packs(self, state: RepositoryState, writing: Collection[int]) -> list[PackInfo]:
+        needed = frozenset[int]().union(writing, *self._packs_of.values())
+        with state.catalog.lock:
+            live = state.catalog.live
+            gone = [
+                pack
+                for pack in state.packs.values()
+                if pack.sequence not in needed
+                and pack.sequence <= state.pack_floor
+                and not bool(live[pack.rows].any())
+            ]
+            if not gone:
+                return []
+            carry = self._carry_over(state, gone)
+            epoch = self._epoch_to_keep(state, gone)
+            # From here on nobody can bring an evicted row of theirs back to life.
+            for pack in gone:
+                state.catalog.forget(np.arange(pack.rows.start, pack.rows.stop))
+        self._journal.append(carry, epoch)
+        for pack in gone:
+            self._disk.remove(pack.name)
+            with state.catalog.lock:
+                del state.packs[pack.sequence]
+        self._disk.sync_directory(PACKS)
+        return gone
+
+    def _carry_over(self, state: RepositoryState, gone: list[PackInfo]) -> Removals:
+        """Removals for every dead version in a remaining pack whose end only `gone` may tell.
+
+        Too many do no harm: each is of a version that is dead already, and up to that one only.
+        """
+        table, dead = state.catalog.table, state.catalog.state
+        leaving = np.zeros(len(table), np.bool_)
+        for pack in gone:
+            leaving[pack.rows] = True
+        staying = np.zeros(len(table), np.bool_)
+        for pack in state.packs.values():
+            staying[pack.rows] = True
+        staying &= ~leaving & (dead != RowState.LIVE) & (dead != RowState.EVICTED)
+        # The epoch says enough about versions of earlier ones.
+        staying &= table.epoch >= np.uint32(state.epoch)
+        hashes = [table.key_hash[leaving]]
+        for pack in gone:
+            if pack.removals:
+                _, index = load_pack(self._disk, state.repository_id, pack.name)
+                hashes.append(index.removals.key_hash)
+        rows = np.flatnonzero(staying)
+        rows = rows[np.isin(table.key_hash[rows], np.concatenate(hashes))]
+        return Removals.of_blocks(table.take(rows))
+
+    def _epoch_to_keep(self, state: RepositoryState, gone: list[PackInfo]) -> int | None:
+        """The repository's epoch, if packs remain that need it and none of them says it."""
+        leaving = {pack.sequence for pack in gone}
+        epochs = [pack.epoch for pack in state.packs.values() if pack.sequence not in leaving]
+        return state.epoch if epochs and max(epochs) < state.epoch else None

@@ -1,0 +1,495 @@
+"""`Repository`: a directory of packs and manifests, for one writer and any number of readers."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from typing_extensions import Buffer
+
+from snapd.blocks import BlockTable, Codec
+from snapd.blocks.keys import I64, Bools
+from snapd.blocks.table import F32
+from snapd.disk import Disk, DiskLock
+from snapd.errors import DiskError, NothingThereError, RefusedError, SnapdError
+from snapd.formats.manifest import Manifest
+from snapd.formats.pack import PackIndex
+from snapd.formats.removals import Removals
+from snapd.formats.sealed import ID_BYTES, PACK_MAGIC, FileHeader
+from snapd.formats.tables import FINGERPRINTS_MAX, Incarnation
+from snapd.repository.catalog import Catalog
+from snapd.repository.files import SealedFile
+from snapd.repository.journal import Journal
+from snapd.repository.layout import move_aside, prepare, read_identity
+from snapd.repository.manifests import make_manifest, read_manifest, write_manifest
+from snapd.repository.names import (
+    LOCK_FILE,
+    MANIFESTS,
+    PACK_SEQUENCE_MAX,
+    PINS_FILE,
+    SEQUENCE_MAX,
+    parse_manifest,
+)
+from snapd.repository.prune import Pruner, PruneResult
+from snapd.repository.quarantine import copy_to_quarantine
+from snapd.repository.reader import PackFiles, read_blocks
+from snapd.repository.recovery import Recovery, enter_pack, recover_state
+from snapd.repository.state import RepositoryState
+from snapd.repository.verify import Progress, Sample, Verification, Verifier
+from snapd.repository.writer import PackWriter
+
+PACK_BYTES_MAX = 256 * 2**20
+PENDING_REMOVALS_MAX = 65_536
+"""Removals that wait in the journal for the next pack. Beyond that a commit seals a pack with
+nothing else in it. Below, it does not: a pack for each flush with a removal would be thousands a
+day, each read at every recovery, where the journal costs one read for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestSummary:
+    """One snapshot, for logs and screens."""
+
+    generation: int
+    committed_at: float
+    """Seconds since 1970-01-01 UTC."""
+    blocks: int
+    bytes: int
+    """Sizes of the live blocks added up."""
+    packs: int
+    epoch: int
+    file_bytes: int
+    """Length of the manifest."""
+    pruned: PruneResult
+    """What the commit deleted afterwards, or why not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One manifest on disk, readable or not."""
+
+    generation: int
+    manifest: Manifest | None
+    file_bytes: int
+    problem: str
+    """Why it cannot be read; empty if it can."""
+
+
+class Repository:
+    """A repository. Use `open`, then `recover` once, then the rest; `close` at the end.
+
+    Safe to use from several threads; each `PackWriter` belongs to one. Everything that changes the
+    disk raises RefusedError when it was opened for reading.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        lock: DiskLock,
+        repository_id: bytes,
+        *,
+        read_only: bool,
+        retain: int,
+        codec: Codec,
+        pack_bytes_max: int,
+        now: Callable[[], float],
+    ) -> None:
+        """For `open`."""
+        self.disk = disk
+        self.repository_id = repository_id
+        self.read_only = read_only
+        self.retain = retain
+        self._lock = lock
+        self._codec = codec
+        self._pack_bytes_max = pack_bytes_max
+        self._now = now
+        self._state = RepositoryState(repository_id)
+        self._journal = Journal(disk, repository_id, 0)
+        self._journal_keep: frozenset[int] = frozenset()
+        self._journal_sealed = 0
+        self._pruner = Pruner(disk, self._journal, retain)
+        self._files = PackFiles(disk)
+        self._writers: dict[PackWriter, int] = {}
+        """Writers that are at work, and the last journal file that their pack covers."""
+        self._recent: list[Removals] = []
+        """Removals that a pack still being written may not know of."""
+        self._commit_lock = threading.Lock()
+        self._moved_aside: list[str] = []
+        self._corrupt: list[str] = []
+        self._recovered = False
+
+    # --- life ---------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        disk: Disk,
+        *,
+        read_only: bool = False,
+        retain: int = 3,
+        codec: Codec = Codec.RAW,
+        pack_bytes_max: int = PACK_BYTES_MAX,
+        now: Callable[[], float] = time.time,
+    ) -> Repository:
+        """Take the writer's lock and make sure that there is a repository; or, to read, pin what
+        is there against pruning.
+
+        Raises LockHeldError, NewerFormatError, NothingThereError (to read, and nothing is there),
+        or DiskError.
+        """
+        lock = disk.lock(PINS_FILE, shared=True) if read_only else disk.lock(LOCK_FILE)
+        try:
+            moved: list[str] = []
+            if read_only:
+                repository_id = read_identity(disk)
+            else:
+                repository_id, moved = prepare(disk)
+        except BaseException:
+            lock.release()
+            raise
+        repository = cls(
+            disk,
+            lock,
+            repository_id,
+            read_only=read_only,
+            retain=retain,
+            codec=codec,
+            pack_bytes_max=pack_bytes_max,
+            now=now,
+        )
+        repository._moved_aside = moved
+        return repository
+
+    def recover(self) -> Recovery:
+        """Find out what is there: see `recover_state`. Fills `catalog`.
+
+        If nothing at all can be used and there are damaged files, these are moved aside (never
+        deleted) and the repository starts empty. Raises DiskError.
+        """
+        return self._recover(use_manifests=True)
+
+    def rebuild(self) -> Recovery:
+        """Recover from packs and journals alone, as if there were no manifests; `commit` then makes
+        a generation of it. Damaged manifests are moved aside, since an operator asked for it: they
+        block pruning no longer. Newer ones are left.
+
+        For a repository that nobody writes to. Raises RefusedError or DiskError.
+        """
+        if self.read_only:
+            raise RefusedError("the repository is open for reading")
+        self._recover(use_manifests=True)
+        damaged = [name for name in self._corrupt if name.startswith(f"{MANIFESTS}/")]
+        if damaged:
+            self._moved_aside += move_aside(self.disk, damaged)
+        recovery = self._recover(use_manifests=False)
+        recovery.moved_aside = list(self._moved_aside)
+        return recovery
+
+    def close(self) -> None:
+        """Give up open writers, close files, release the lock; idempotent."""
+        for writer in list(self._writers):
+            writer.abort()
+        self._journal.close()
+        self._files.close()
+        self._lock.release()
+
+    def __enter__(self) -> Repository:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- what is known ------------------------------------------------------------------------
+
+    @property
+    def catalog(self) -> Catalog:
+        """Every block version in every pack."""
+        return self._state.catalog
+
+    @property
+    def epoch(self) -> int:
+        """How many remove-alls there have been."""
+        return self._state.epoch
+
+    @property
+    def generation(self) -> int:
+        """Newest generation; 0 if there is none."""
+        return self._state.generation
+
+    @property
+    def committed_at(self) -> float:
+        """Seconds since 1970-01-01 UTC of the newest generation's commit; 0 without one."""
+        return self._state.committed_ns / 1e9
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes of all readable packs and of the manifests that this object knows."""
+        with self.catalog.lock:
+            packs = sum(pack.file_bytes for pack in self._state.packs.values())
+            return packs + sum(self._state.manifest_bytes.values())
+
+    @property
+    def fingerprints(self) -> dict[int, str]:
+        """Labels by id; a copy."""
+        with self.catalog.lock:
+            return dict(self._state.fingerprints)
+
+    def fingerprint(self, label: str) -> int:
+        """The id of a label, 1 to 65535; 0 for the empty label. Every pack that uses an id carries
+        its label. Raises RefusedError when the table is full."""
+        if not label:
+            return 0
+        with self.catalog.lock:
+            known = self._state.fingerprints
+            if label not in known.values() and len(known) >= FINGERPRINTS_MAX - 1:
+                raise RefusedError("the table of fingerprints is full")
+            return self._state.fingerprint(label)
+
+    def incarnation(self, segment_id: bytes) -> Incarnation:
+        """The ordinal and the epoch base of a segment (16 bytes). A new one is durable before this
+        returns, so that versions keep their order whatever happens next. Raises DiskError."""
+        with self.catalog.lock:
+            known = self._state.incarnations.get(segment_id)
+            if known is not None:
+                return known
+            self._check_writable()
+            new = Incarnation(self._state.next_ordinal(), segment_id, self._state.epoch)
+            self._journal.append(incarnation=new)
+            self._state.incarnations[segment_id] = new
+            return new
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def begin_pack(self) -> PackWriter:
+        """A writer for the next pack. Raises DiskError when pack numbers are used up."""
+        self._check_writable()
+        with self.catalog.lock:
+            if self._state.pack_last >= PACK_SEQUENCE_MAX:
+                raise DiskError("pack numbers are used up: move the repository aside")
+            self._state.pack_last += 1
+            header = FileHeader(
+                PACK_MAGIC,
+                self.repository_id,
+                secrets.token_bytes(ID_BYTES),
+                self._state.pack_last,
+            )
+            writer = PackWriter(
+                self.disk, header, self, codec=self._codec, bytes_max=self._pack_bytes_max
+            )
+            self._writers[writer] = 0
+            return writer
+
+    def journal(self, removals: Removals | None = None, *, epoch: int | None = None) -> I64:
+        """Remove keys, or with `epoch` everything of earlier epochs: durable before this returns.
+        Returns the catalog rows that were live until now. Raises DiskError: then nothing is
+        removed here, although a restart may find that it was."""
+        self._check_writable()
+        self._journal.append(removals, epoch)
+        with self.catalog.lock:
+            gone: list[I64] = [np.empty(0, np.int64)]
+            if removals is not None:
+                # A pack that is being written may hold what this removes, and be sealed later.
+                self._recent.append(removals)
+                gone.append(self.catalog.remove(removals))
+            if epoch is not None:
+                gone.append(self.catalog.remove_all(epoch))
+            self._trim_recent()
+            return np.concatenate(gone)
+
+    def commit(self, heat: F32 | None = None) -> ManifestSummary:
+        """Make a snapshot of what is live: one manifest, read back; then prune.
+
+        `heat` float32 [len(catalog)] replaces what the catalog has. Raises DiskError or
+        CorruptError: the generation before is untouched then and nothing is pruned. A failure to
+        prune is no failure of the snapshot; `ManifestSummary.pruned` says it.
+
+        Crash argument: a crash before the manifest's rename leaves the generation before and the
+        packs after it, which is the same state; after it, this one. Deleting comes last.
+        """
+        self._check_writable()
+        with self._commit_lock:
+            if self._journal.pending > PENDING_REMOVALS_MAX:
+                self.begin_pack().seal()
+            with self.catalog.lock:
+                state = self._state
+                if state.generation_last >= SEQUENCE_MAX:
+                    raise DiskError("generations are used up: move the repository aside")
+                state.generation_last += 1
+                generation = state.generation_last
+                writing = [writer.header.sequence for writer in self._writers]
+                manifest = make_manifest(
+                    state,
+                    heat,
+                    pack_floor=min([state.pack_last + 1, *writing]) - 1,
+                    journal_floor=self._journal_sealed,
+                    now_ns=int(self._now() * 1e9),
+                )
+            file_bytes = write_manifest(self.disk, self.repository_id, generation, manifest)
+            with self.catalog.lock:
+                state.generation, state.committed_ns = generation, manifest.committed_ns
+                state.manifest_bytes[generation] = file_bytes
+                state.pack_floor = manifest.pack_floor
+            self._pruner.learn(generation, [pack.sequence for pack in manifest.packs])
+            pruned = self._prune(manifest.journal_floor)
+            return ManifestSummary(
+                generation,
+                manifest.committed_ns / 1e9,
+                manifest.blocks,
+                manifest.bytes,
+                len(manifest.packs),
+                manifest.epoch,
+                file_bytes,
+                pruned,
+            )
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def read(self, rows: I64, buffers: Sequence[Buffer]) -> Bools:
+        """Read the blocks in these catalog rows; bool [n], which are whole and have their
+        checksums. See `read_blocks` for the buffers. Raises DiskError."""
+        with self.catalog.lock:
+            blocks = self.catalog.take(rows)
+            names = {sequence: pack.name for sequence, pack in self._state.packs.items()}
+        return read_blocks(self._files, names, blocks, buffers)
+
+    def reject(self, rows: I64) -> int:
+        """Take rows whose bytes are bad out of the live set for good, and keep a copy of what is on
+        disk for a look, as far as the quarantine has room. Returns the copies made."""
+        self._check_writable()
+        with self.catalog.lock:
+            self.catalog.set_lost(rows)
+            blocks = self.catalog.take(rows)
+            names = {sequence: pack.name for sequence, pack in self._state.packs.items()}
+        return copy_to_quarantine(self.disk, self._files, names, blocks)
+
+    def generations(self) -> list[Generation]:
+        """Every manifest on disk, oldest first. Raises DiskError if they cannot be listed."""
+        found = (parse_manifest(name) for name in self.disk.list(MANIFESTS))
+        return [self._generation(one) for one in sorted(one for one in found if one is not None)]
+
+    def show(self, generation: int) -> Manifest:
+        """One manifest. Raises NothingThereError, CorruptError, NewerFormatError or DiskError."""
+        names = [parse_manifest(name) for name in self.disk.list(MANIFESTS)]
+        if generation not in names:
+            raise NothingThereError(f"there is no generation {generation}: `list` shows them")
+        return read_manifest(self.disk, self.repository_id, generation)[0]
+
+    def verify(
+        self,
+        generation: int | None = None,
+        *,
+        all_blocks: bool = False,
+        sample: Sample | None = None,
+        progress: Progress | None = None,
+    ) -> Verification:
+        """Read every byte that matters and check it; changes nothing. See `Verifier`."""
+        verifier = Verifier(self.disk, self.repository_id, self._files)
+        return verifier.run(generation, all_blocks=all_blocks, sample=sample, progress=progress)
+
+    # --- PackOwner ----------------------------------------------------------------------------
+
+    def pack_index(self, writer: PackWriter, blocks: BlockTable) -> PackIndex:
+        """The index that a writer seals: its blocks, and all that the journal has until now."""
+        with self.catalog.lock:
+            through, removals = self._journal.rotate()
+            self._writers[writer] = through
+            state = self._state
+            # A store may have begun an epoch whose event is still on its way: its blocks tell.
+            newest = int(blocks.epoch.max()) if len(blocks) else 0
+            used = set(np.unique(blocks.fingerprint).tolist())
+            return PackIndex(
+                blocks=blocks.with_columns(
+                    pack=np.full(len(blocks), writer.header.sequence, np.uint32)
+                ),
+                removals=removals,
+                epoch=max(state.epoch, newest),
+                incarnations=tuple(sorted(state.incarnations.values())),
+                fingerprints={
+                    one: label for one, label in state.fingerprints.items() if one in used
+                },
+            )
+
+    def adopt(self, writer: PackWriter, sealed: SealedFile, index: PackIndex) -> I64:
+        """A sealed pack enters the catalog; what it superseded is journaled.
+
+        The pack itself says what it supersedes. The journal says it again until the next pack is
+        sealed, so that losing one index to a bad medium cannot bring an old version back.
+        """
+        with self.catalog.lock:
+            superseded = enter_pack(self._state, sealed, index, None)
+            rows = self._state.packs[sealed.header.sequence].rows
+            self.catalog.remove(Removals.concatenate([index.removals, *self._recent]))
+            through = self._writers[writer]
+            self._journal.sealed(through)
+            self._journal_sealed = max(self._journal_sealed, through)
+        if len(superseded):
+            self._journal.append(Removals.of_blocks(superseded))
+        return np.arange(rows.start, rows.stop)
+
+    def ended(self, writer: PackWriter) -> None:
+        """A writer is done."""
+        with self.catalog.lock:
+            self._writers.pop(writer, None)
+            self._trim_recent()
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _recover(self, *, use_manifests: bool) -> Recovery:
+        found = recover_state(self.disk, self.repository_id, use_manifests=use_manifests)
+        recovery = found.recovery
+        if recovery.source == "empty" and found.corrupt and not self.read_only:
+            self._moved_aside += move_aside(self.disk, found.corrupt)
+        recovery.moved_aside = list(self._moved_aside)
+        self._state = found.state
+        self._corrupt = found.corrupt
+        self._journal.close()
+        self._journal = Journal(self.disk, self.repository_id, found.journal.sequence_last)
+        if found.journal.removals is not None:
+            self._journal.restore(found.journal.removals)
+        self._journal_keep = found.journal.keep
+        self._journal_sealed = 0
+        self._pruner = Pruner(self.disk, self._journal, self.retain)
+        self._recovered = True
+        return recovery
+
+    def _prune(self, journal_floor: int) -> PruneResult:
+        with self.catalog.lock:
+            writing = [writer.header.sequence for writer in self._writers]
+        try:
+            pruned = self._pruner.prune(self._state, writing, journal_floor, self._journal_keep)
+        except DiskError as error:
+            return PruneResult(blocked=str(error))
+        if pruned.manifests:
+            self._state.manifest_bytes = {
+                one: size
+                for one, size in self._state.manifest_bytes.items()
+                if one in self._pruner.retained
+            }
+        return pruned
+
+    def _generation(self, generation: int) -> Generation:
+        try:
+            manifest, file_bytes = read_manifest(self.disk, self.repository_id, generation)
+        except SnapdError as error:
+            return Generation(generation, None, 0, str(error))
+        return Generation(generation, manifest, file_bytes, "")
+
+    def _trim_recent(self) -> None:
+        """Forget removals that every pack from now on will know of."""
+        if not self._writers:
+            self._recent.clear()
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise RefusedError("the repository is open for reading")
+        if not self._recovered:
+            raise RefusedError("recover the repository before writing to it")

@@ -1,0 +1,95 @@
+"""What a repository knows while it is open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from snapd.formats.tables import Incarnation
+from snapd.repository.catalog import Catalog
+from snapd.repository.names import pack_name
+
+
+@dataclass(frozen=True, slots=True)
+class PackInfo:
+    """A readable pack on disk."""
+
+    sequence: int
+    pack_id: bytes
+    index_digest: bytes
+    rows: slice
+    """Its rows in the catalog, in the order of its index."""
+    file_bytes: int
+    epoch: int
+    """Epoch of the repository when it was sealed."""
+    removals: int
+    """Removals that its index carries."""
+
+    @property
+    def name(self) -> str:
+        """Where it lives."""
+        return pack_name(self.sequence, self.pack_id)
+
+
+@dataclass(slots=True)
+class RepositoryState:
+    """Everything that recovery finds and work changes; guarded by the catalog's lock."""
+
+    repository_id: bytes
+    catalog: Catalog = field(default_factory=Catalog)
+    packs: dict[int, PackInfo] = field(default_factory=dict)
+    """By sequence, in rising order."""
+    incarnations: dict[bytes, Incarnation] = field(default_factory=dict)
+    """By segment id."""
+    fingerprints: dict[int, str] = field(default_factory=dict)
+    pack_floor: int = 0
+    """Of the newest manifest: packs up to here that it does not name are obsolete."""
+    pack_last: int = 0
+    """Highest pack number that was ever seen or given out."""
+    generation: int = 0
+    """Of the newest manifest that was recovered or committed; 0 if there is none."""
+    generation_last: int = 0
+    """Highest generation that was ever seen or given out, unreadable ones included."""
+    committed_ns: int = 0
+    """When `generation` was committed; 0 if there is none."""
+    manifest_bytes: dict[int, int] = field(default_factory=dict)
+    """Length of each manifest that was recovered or committed by this object."""
+
+    @property
+    def epoch(self) -> int:
+        """How many remove-alls there have been."""
+        return self.catalog.epoch
+
+    def learn_incarnations(self, found: tuple[Incarnation, ...]) -> None:
+        """Add incarnations from a file. The first word on a segment stands: all that were ever
+        written agree, because an ordinal is durable before it is used."""
+        for one in found:
+            self.incarnations.setdefault(one.segment_id, one)
+
+    def learn_fingerprints(self, found: dict[int, str]) -> dict[int, int]:
+        """Add labels from a file; returns the ids here of ids there, where they differ.
+
+        They differ only after a repository was rebuilt without the file that knew them.
+        """
+        moved: dict[int, int] = {}
+        for their_id, label in found.items():
+            our_id = self.fingerprint(label, their_id)
+            if our_id != their_id:
+                moved[their_id] = our_id
+        return moved
+
+    def fingerprint(self, label: str, wanted: int = 0) -> int:
+        """The id of a label; a new one gets the id `wanted` if that is free, or the next."""
+        for known_id, known in self.fingerprints.items():
+            if known == label:
+                return known_id
+        free = wanted
+        if not free or free in self.fingerprints:
+            free = max(self.fingerprints, default=0) + 1
+        self.fingerprints[free] = label
+        return free
+
+    def next_ordinal(self) -> int:
+        """The ordinal of the next incarnation: above every one that any version carries."""
+        known = max((one.ordinal for one in self.incarnations.values()), default=0)
+        rows = self.catalog.table.incarnation
+        return max(known, int(rows.max()) if len(rows) else 0) + 1
