@@ -187,8 +187,8 @@ def _rolling_sum(values: F64, width: int) -> F64:
 
 
 def recovery_seconds(run: Run, baseline: Run) -> float | None:
-    """From the kill until the rolling hit rate is within one point of the baseline's over the same
-    requests; None if it is not by the end of the window.
+    """From the start of the first process until the rolling hit rate is within one point of the
+    baseline's over the same requests; None if it is not by the end of the window.
 
     The requests rolled over all fired after the kill.
     """
@@ -203,7 +203,7 @@ def recovery_seconds(run: Run, baseline: Run) -> float | None:
     if not recovered.any():
         return None
     request = first + ROLLING_REQUESTS - 1 + int(np.argmax(recovered))
-    return float(run.records["ended"][request]) - run.timeline.killed_at
+    return float(run.records["ended"][request]) - run.timeline.restarted_at
 
 
 def first_hit_seconds(records: Records, timeline: Timeline) -> float | None:

@@ -170,7 +170,7 @@ def generate_trace(shape: MultiTurn, seed: int) -> Trace:
                 requests.append((now, tokens, chain))
             if rng.random() < 1 / shape.turns_mean:
                 break
-            now += rng.expovariate(1 / shape.think_seconds_mean)
+            now += shape.think_seconds_mean * rng.uniform(0.2, 1.8)
         # Only the first requests are kept, so that later conversations cannot come before them.
         requests = sorted(requests)[: shape.requests]
     return _build(

@@ -83,7 +83,7 @@ def test_times_run_from_kill_and_start(restarted: Run, baseline: Run) -> None:
     # 7 x 4 of 600 blocks are one point and a bit, 1 x 4 are not.
     rolling_clean = 240 + ROLLING_REQUESTS
     recovered = START + 500 + (rolling_clean - 2) / 10 + 0.01
-    assert result.recovery_s == pytest.approx(recovered - restarted.timeline.killed_at)
+    assert result.recovery_s == pytest.approx(recovered - restarted.timeline.restarted_at)
 
 
 def test_a_cache_that_does_not_come_back_has_no_recovery(baseline: Run) -> None:
