@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from typing_extensions import Buffer
 
 from snapd.blocks.keys import U8
 
@@ -32,14 +33,13 @@ fill_memory: Callable[[int, int, int], Any] = ctypes.memset
 """`fill_memory(target, value, bytes)`."""
 
 
-def view_memory(address: int, size: int) -> memoryview:
-    """Read-only view of `size` bytes at `address`; valid as long as that memory is."""
-    return _memory_view(address, size, _READ)
+checksum: Callable[[Buffer], int] = xxhash.xxh3_64_intdigest
+"""XXH3-64 of any bytes; releases the GIL for long ones."""
 
 
 def checksum_memory(address: int, size: int) -> int:
     """XXH3-64 of `size` bytes at `address`."""
-    return int(xxhash.xxh3_64_intdigest(view_memory(address, size)))
+    return checksum(_memory_view(address, size, _READ))
 
 
 def address_of(array: npt.NDArray[Any]) -> int:
@@ -69,6 +69,19 @@ def as_unsigned(value: Any, name: str) -> int:
     if not 0 <= number <= _POINTER_MAX:
         raise TypeError(f"{name} must be from 0 to 2**64 - 1, not {number}")
     return number
+
+
+def as_unsigned_list(values: Sequence[Any], name: str) -> list[int]:
+    """`as_unsigned` of many."""
+    try:
+        numbers = list(map(operator.index, values))
+    except TypeError:
+        numbers = []
+    if len(numbers) == len(values) and (
+        not numbers or (min(numbers) >= 0 and max(numbers) <= _POINTER_MAX)
+    ):
+        return numbers
+    return [as_unsigned(value, name) for value in values]
 
 
 class BufferRegistry:

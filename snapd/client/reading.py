@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from snapd.blocks import KeyColumn
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.client.link import StoreLink
+from snapd.client.names import encode_names
 from snapd.client.transfer import Destinations
 from snapd.wire.codes import ReturnCode
 from snapd.wire.messages import (
@@ -18,7 +19,6 @@ from snapd.wire.messages import (
     Located,
     ReportCorrupt,
     decode_column,
-    encode_keys,
 )
 
 _ATTEMPTS = 2
@@ -76,8 +76,13 @@ class _Found:
             self.checksums[mask],
         )
 
+    def without(self, positions: list[int]) -> _Found:
+        mask = np.ones(len(self.rows), np.bool_)
+        mask[positions] = False
+        return self.take(mask)
 
-def read_blocks(link: StoreLink, keys: KeyColumn, delivery: Delivery) -> I64:
+
+def read_blocks(link: StoreLink, keys: Sequence[bytes], delivery: Delivery) -> I64:
     """Bytes delivered or a negative code for each key, int64 [n].
 
     A copy counts only if its slot held that version before the copy and after it (nobody reused
@@ -87,17 +92,18 @@ def read_blocks(link: StoreLink, keys: KeyColumn, delivery: Delivery) -> I64:
     result = np.empty(len(keys), np.int64)
     rows: I64 = np.arange(len(keys))
     for _ in range(_ATTEMPTS):
-        found = _locate(link, keys if len(rows) == len(keys) else keys.take(rows), rows, result)
+        wanted = keys if len(rows) == len(keys) else [keys[row] for row in rows.tolist()]
+        found = _locate(link, wanted, rows, result)
         rows = _deliver(link, found, delivery, result)
         if len(rows) == 0:
             break
     return result
 
 
-def _locate(link: StoreLink, keys: KeyColumn, rows: I64, result: I64) -> _Found:
+def _locate(link: StoreLink, keys: Sequence[bytes], rows: I64, result: I64) -> _Found:
     """Blocks that the store found; the codes of the others are put into `result`."""
     wait_seconds = link.options.get_wait_seconds
-    request = GetStart(encode_keys(keys), round(1000 * wait_seconds))
+    request = GetStart(encode_names(keys), round(1000 * wait_seconds))
     located = link.call(request, Located, wait_seconds)
     count = len(keys)
     codes = decode_column(located.codes, np.int32, count)
@@ -118,26 +124,25 @@ def _deliver(link: StoreLink, found: _Found, delivery: Delivery, result: I64) ->
     targets = delivery.destinations
     wanted = [delivery.first_row + row for row in found.rows.tolist()]
     sizes = found.sizes.tolist()
-    fits = np.fromiter(map(targets.fits, wanted, sizes), np.bool_, len(wanted))
-    if not fits.all():
-        result[found.rows[~fits]] = ReturnCode.INVALID_PARAMS
-        return _deliver(link, found.take(fits), delivery, result)
+    if small := targets.too_small(wanted, sizes):
+        result[found.rows[small]] = ReturnCode.INVALID_PARAMS
+        return _deliver(link, found.without(small), delivery, result)
     before = link.segment.holds(found.slots, found.sequences)
     addresses = link.segment.addresses(found.offsets, found.sizes)
-    copies = np.fromiter(map(targets.deliver, wanted, addresses, sizes), np.uint64, len(wanted))
+    copies = targets.deliver(wanted, addresses, sizes)
     held = before & link.segment.holds(found.slots, found.sequences)
     right = copies == found.checksums
-    result[found.rows] = np.where(
-        held & right,
-        found.sizes.astype(np.int64),
-        np.where(held, ReturnCode.INVALID_READ, ReturnCode.LEASE_EXPIRED),
-    )
+    good = held & right
+    result[found.rows] = found.sizes
+    if good.all():
+        return np.empty(0, np.int64)
+    result[found.rows[~held]] = ReturnCode.LEASE_EXPIRED
     corrupt = held & ~right
+    result[found.rows[corrupt]] = ReturnCode.INVALID_READ
+    delivery.counters.add(moved=int((~held).sum()), corrupt=int(corrupt.sum()))
     if corrupt.any():
         _report(link, found.take(corrupt))
-    failed: I64 = found.rows[~(held & right)]
-    if len(failed):
-        delivery.counters.add(moved=int((~held).sum()), corrupt=int(corrupt.sum()))
+    failed: I64 = found.rows[~good]
     return failed
 
 

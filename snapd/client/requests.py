@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from snapd.blocks import KeyColumn, Pin
+from snapd.blocks import Pin
 from snapd.blocks.keys import I64, U64
 from snapd.client.link import StoreLink
+from snapd.client.names import encode_names
 from snapd.client.transfer import Sources
 from snapd.errors import ProtocolError, StoreUnavailableError
 from snapd.wire.codes import ReturnCode
@@ -29,7 +31,6 @@ from snapd.wire.messages import (
     Stats,
     StatsReply,
     decode_column,
-    encode_keys,
 )
 
 
@@ -48,23 +49,23 @@ def ping(link: StoreLink) -> int:
     return int(ReturnCode.OK)
 
 
-def exist(link: StoreLink, keys: KeyColumn) -> I64:
+def exist(link: StoreLink, keys: Sequence[bytes]) -> I64:
     """1, 0 or a negative code for each key, int64 [n]."""
-    return _decode_codes(link.call(Exist(encode_keys(keys)), Codes), len(keys))
+    return _decode_codes(link.call(Exist(encode_names(keys)), Codes), len(keys))
 
 
-def sizes(link: StoreLink, keys: KeyColumn) -> I64:
+def sizes(link: StoreLink, keys: Sequence[bytes]) -> I64:
     """Bytes or a negative code for each key, int64 [n]."""
-    located = link.call(Query(encode_keys(keys)), Located)
+    located = link.call(Query(encode_names(keys)), Located)
     codes = decode_column(located.codes, np.int32, len(keys)).astype(np.int64)
     found = decode_column(located.sizes, np.uint64, len(keys)).astype(np.int64)
     result: I64 = np.where(codes == ReturnCode.OK, found, codes)
     return result
 
 
-def remove(link: StoreLink, keys: KeyColumn, *, force: bool) -> I64:
+def remove(link: StoreLink, keys: Sequence[bytes], *, force: bool) -> I64:
     """0 or a negative code for each key, int64 [n]."""
-    return _decode_codes(link.call(Remove(encode_keys(keys), force), Codes), len(keys))
+    return _decode_codes(link.call(Remove(encode_names(keys), force), Codes), len(keys))
 
 
 def remove_all(link: StoreLink, *, force: bool) -> int:
@@ -72,7 +73,7 @@ def remove_all(link: StoreLink, *, force: bool) -> int:
     return link.call(RemoveAll(force), Count).value
 
 
-def put(link: StoreLink, keys: KeyColumn, sources: Sources, options: PutOptions) -> I64:
+def put(link: StoreLink, keys: Sequence[bytes], sources: Sources, options: PutOptions) -> I64:
     """0 or a negative code for each key, int64 [n].
 
     Reserve, hash and copy, publish: a client that dies before the last step has published nothing,
@@ -82,7 +83,7 @@ def put(link: StoreLink, keys: KeyColumn, sources: Sources, options: PutOptions)
     link.become_writer()
     lengths: U64 = np.array(sources.sizes, np.uint64)
     request = PutStart(
-        encode_keys(keys),
+        encode_names(keys),
         lengths.tobytes(),
         options.upsert,
         int(options.pin),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
-from snapd.blocks import KeyColumn
 from snapd.blocks.keys import I64
 from snapd.client import requests
 from snapd.client.link import LinkOptions, StoreLink
+from snapd.client.names import split_batch
 from snapd.client.pool import LinkPool
 from snapd.client.reading import Delivery, ReadCounters, read_blocks
 from snapd.client.requests import PutOptions
@@ -18,14 +18,10 @@ from snapd.client.transfer import Destinations, Sources
 from snapd.errors import ProtocolError, StoreUnavailableError
 from snapd.wire.codes import ReturnCode
 from snapd.wire.connection import RequestFailedError
-from snapd.wire.framing import FRAME_BYTES_MAX
-from snapd.wire.messages import BATCH_KEYS_MAX
 
-REQUEST_KEY_BYTES_MAX = FRAME_BYTES_MAX // 2
-"""Most key bytes in one request; the columns beside them fit into the rest of a frame."""
 
-REQUEST_BLOCK_BYTES_MAX = 2**30
-"""Most block bytes that one request reserves or puts under lease, unless one block has more."""
+KeyRequest = Callable[[StoreLink, Sequence[bytes]], I64]
+"""A request about n keys on a link; int64 [n]."""
 
 
 class ClientSession:
@@ -63,10 +59,9 @@ class ClientSession:
         """0 or a negative code for each key, int64 [n]; blocks have at least 1 byte."""
         result = np.empty(len(keys), np.int64)
         for part in split_batch(keys, sources.sizes):
-            column = KeyColumn.from_list(keys[part])
-            taken = sources.take(range(part.start, part.stop))
-            operation = partial(requests.put, keys=column, sources=taken, options=options)
-            result[part] = self._codes(operation, len(column))
+            names, taken = keys[part], sources.take(range(part.start, part.stop))
+            operation = partial(requests.put, keys=names, sources=taken, options=options)
+            result[part] = self._codes(operation, len(names))
         return result
 
     def get(
@@ -81,10 +76,9 @@ class ClientSession:
         """
         result = np.empty(len(keys), np.int64)
         for part in split_batch(keys, capacities):
-            column = KeyColumn.from_list(keys[part])
-            delivery = Delivery(destinations, part.start, self.counters)
-            operation = partial(read_blocks, keys=column, delivery=delivery)
-            result[part] = self._codes(operation, len(column))
+            names, delivery = keys[part], Delivery(destinations, part.start, self.counters)
+            operation = partial(read_blocks, keys=names, delivery=delivery)
+            result[part] = self._codes(operation, len(names))
             delivery.discard_failed(result[part])
         return result
 
@@ -92,12 +86,11 @@ class ClientSession:
         """End all connections; transfers of other threads end first."""
         self._pool.close()
 
-    def _by_key(self, keys: Sequence[bytes], request: Callable[[StoreLink, KeyColumn], I64]) -> I64:
+    def _by_key(self, keys: Sequence[bytes], request: KeyRequest) -> I64:
         result = np.empty(len(keys), np.int64)
         for part in split_batch(keys):
-            column = KeyColumn.from_list(keys[part])
-            operation = partial(_apply, request, column)
-            result[part] = self._codes(operation, len(column))
+            names = keys[part]
+            result[part] = self._codes(partial(_apply, request, names), len(names))
         return result
 
     def _codes(self, operation: Callable[[StoreLink], I64], count: int) -> I64:
@@ -113,30 +106,8 @@ class ClientSession:
             return _code_of(error)
 
 
-def split_batch(keys: Sequence[bytes], block_bytes: Sequence[int] | None = None) -> Iterator[slice]:
-    """Cut a batch into runs of rows that fit one request each: by number of keys, by their bytes
-    and, with `block_bytes`, by the bytes of the blocks."""
-    start = key_total = block_total = 0
-    for row, key in enumerate(keys):
-        key_total += len(key)
-        block_total += block_bytes[row] if block_bytes is not None else 0
-        full = (
-            row - start == BATCH_KEYS_MAX
-            or key_total > REQUEST_KEY_BYTES_MAX
-            or block_total > REQUEST_BLOCK_BYTES_MAX
-        )
-        if full and row > start:
-            yield slice(start, row)
-            start, key_total = row, len(key)
-            block_total = block_bytes[row] if block_bytes is not None else 0
-    if start < len(keys):
-        yield slice(start, len(keys))
-
-
-def _apply(
-    request: Callable[[StoreLink, KeyColumn], I64], column: KeyColumn, link: StoreLink
-) -> I64:
-    return request(link, column)
+def _apply(request: KeyRequest, names: Sequence[bytes], link: StoreLink) -> I64:
+    return request(link, names)
 
 
 def _code_of(error: RequestFailedError | StoreUnavailableError | ProtocolError) -> int:

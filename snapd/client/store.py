@@ -19,7 +19,7 @@ from snapd.blocks import KEY_BYTES_MAX, Pin
 from snapd.blocks.keys import I64
 from snapd.client.arguments import SetupArguments, as_sequence, encode_key, encode_keys_of
 from snapd.client.link import LinkOptions
-from snapd.client.memory import BufferRegistry, as_bytes_array, as_unsigned
+from snapd.client.memory import BufferRegistry, as_bytes_array, as_unsigned, as_unsigned_list
 from snapd.client.replicate import ReplicateConfig, SoftPinAction
 from snapd.client.requests import PutOptions
 from snapd.client.session import ClientSession
@@ -111,7 +111,8 @@ class MooncakeDistributedStore:
 
     def health_check(self) -> int:
         """0 when the store answers, 1 without `setup`, RPC_FAIL when it is away."""
-        return _NOT_SET_UP if self._session is None else self._session.ping()
+        session = self._session
+        return _NOT_SET_UP if session is None else session.ping()
 
     # --- values -----------------------------------------------------------------------------------
 
@@ -145,13 +146,13 @@ class MooncakeDistributedStore:
 
     def get_batch(self, keys: list[str], /) -> list[bytes]:
         """The values, each b"" when there is none."""
-        names = encode_keys_of(keys)
+        names, session = encode_keys_of(keys), self._session
         values = [b""] * len(names)
-        rows = [row for row, name in enumerate(names) if _key_code(name) == _OK]
-        if self._session is None or not rows:
+        rows = _usable_rows(names)
+        if session is None or not rows:
             return values
         destinations = BytesDestinations(len(rows))
-        self._session.get([names[row] for row in rows], destinations)
+        session.get(_pick(names, rows), destinations)
         for row, value in zip(rows, destinations.values, strict=True):
             values[row] = value
         return values
@@ -249,9 +250,8 @@ class MooncakeDistributedStore:
     def remove_all(self, force: bool = False) -> int:
         """Remove every key, those with a lease only with `force`. The number removed, or a
         negative code."""
-        if self._session is None:
-            return _INVALID_PARAMS
-        return self._session.remove_all(force=force)
+        session = self._session
+        return _INVALID_PARAMS if session is None else session.remove_all(force=force)
 
     def __getattr__(self, name: str) -> NoReturn:
         raise missing_attribute(type(self).__name__, name)
@@ -290,20 +290,17 @@ class MooncakeDistributedStore:
         self, names: list[bytes], sources: Sources, config: ReplicateConfig, *, upsert: bool
     ) -> list[int]:
         """A code for each key; a key that exists is a success."""
-        options = _put_options(config, upsert=upsert)
-        result = [_key_code(name) for name in names]
-        for row, (address, size) in enumerate(zip(sources.addresses, sources.sizes, strict=True)):
-            if size == 0 or address == 0:
-                result[row] = _INVALID_PARAMS
-        rows = [row for row, code in enumerate(result) if code == _OK]
-        if self._session is None:
+        options, session = _put_options(config, upsert=upsert), self._session
+        if session is None:
             return [_INVALID_PARAMS] * len(names)
-        if rows:
-            codes = self._session.put(_pick(names, rows), sources.take(rows), options)
-            codes[codes == _ALREADY_EXISTS] = _OK
-            for row, code in zip(rows, codes.tolist(), strict=True):
-                result[row] = code
-        return result
+        rows = _usable_rows(names)
+        if len(rows) < len(names) or 0 in sources.sizes or 0 in sources.addresses:
+            pairs = list(zip(sources.addresses, sources.sizes, strict=True))
+            rows = [row for row in rows if all(pairs[row])]
+        codes = session.put(_pick(names, rows), sources.take(rows), options)
+        codes[codes == _ALREADY_EXISTS] = _OK
+        refused = [_INVALID_KEY if len(n) > KEY_BYTES_MAX else _INVALID_PARAMS for n in names]
+        return _spread(rows, codes, refused)
 
     def _ask(
         self,
@@ -312,21 +309,29 @@ class MooncakeDistributedStore:
         absent: int,
     ) -> list[int]:
         """Answers to `question` about the keys that can exist; `absent` for the others."""
-        if self._session is None:
+        session = self._session
+        if session is None:
             return [_INVALID_PARAMS] * len(names)
-        result = [absent] * len(names)
-        rows = [row for row, name in enumerate(names) if _key_code(name) == _OK]
-        if rows:
-            for row, answer in zip(rows, question(self._session, rows).tolist(), strict=True):
-                result[row] = answer
-        return result
+        rows = _usable_rows(names)
+        return _spread(rows, question(session, rows), [absent] * len(names))
 
 
-def _key_code(name: bytes) -> int:
-    """Whether a store can hold this key: 0, INVALID_PARAMS (empty) or INVALID_KEY (too long)."""
-    if 0 < len(name) <= KEY_BYTES_MAX:
-        return _OK
-    return _INVALID_KEY if name else _INVALID_PARAMS
+def _spread(rows: Sequence[int], answers: I64, others: list[int]) -> list[int]:
+    """`answers` at their `rows`, and `others` where there is no answer."""
+    values: list[int] = answers.tolist()
+    if len(rows) == len(others):
+        return values
+    for row, value in zip(rows, values, strict=True):
+        others[row] = value
+    return others
+
+
+def _usable_rows(names: list[bytes]) -> Sequence[int]:
+    """Rows of the keys that a store can hold: 1 to `KEY_BYTES_MAX` bytes."""
+    lengths = list(map(len, names))
+    if names and min(lengths) > 0 and max(lengths) <= KEY_BYTES_MAX:
+        return range(len(names))
+    return [row for row, length in enumerate(lengths) if 0 < length <= KEY_BYTES_MAX]
 
 
 def _pick(names: list[bytes], rows: Sequence[int]) -> list[bytes]:
@@ -339,8 +344,8 @@ def _memory_batch(
     """Keys, addresses and sizes (bytes), lengths of the lists unchecked. Raises TypeError."""
     return (
         encode_keys_of(keys),
-        [as_unsigned(item, "buffer_ptr") for item in as_sequence(buffer_ptrs, "buffer_ptrs")],
-        [as_unsigned(item, "size") for item in as_sequence(sizes, "sizes")],
+        as_unsigned_list(as_sequence(buffer_ptrs, "buffer_ptrs"), "buffer_ptr"),
+        as_unsigned_list(as_sequence(sizes, "sizes"), "size"),
     )
 
 

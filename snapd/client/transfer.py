@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import xxhash
 
 from snapd.blocks.keys import U8, U64
 from snapd.client.memory import (
     address_of,
+    checksum,
     checksum_memory,
     copy_memory,
     fill_memory,
-    view_memory,
 )
 from snapd.formats.segment import DATA_UNIT_BYTES
 
@@ -35,6 +34,8 @@ class Sources:
 
     def take(self, rows: Sequence[int]) -> Sources:
         """The sources of `rows`, in that order."""
+        if len(rows) == len(self.sizes):
+            return self
         addresses, sizes = self.addresses, self.sizes
         return Sources([addresses[r] for r in rows], [sizes[r] for r in rows], self._keep)
 
@@ -45,24 +46,24 @@ class Sources:
         gets: should the source change under the copy, the block fails its first verification and
         is a miss. The rest of the last unit is zeroed, so that no older bytes go to disk with it.
         """
-        checksums = np.empty(len(targets), np.uint64)
-        for row, (target, source, size) in enumerate(
-            zip(targets, self.addresses, self.sizes, strict=True)
-        ):
-            checksums[row] = checksum_memory(source, size)
+        checksums = []
+        blocks = zip(targets, self.addresses, self.sizes, strict=True)
+        for target, source, size in blocks:
+            checksums.append(checksum_memory(source, size))
             copy_memory(target, source, size)
-            fill_memory(target + size, 0, -size % DATA_UNIT_BYTES)
-        return checksums
+            if size % DATA_UNIT_BYTES:
+                fill_memory(target + size, 0, -size % DATA_UNIT_BYTES)
+        return np.array(checksums, np.uint64)
 
 
 class Destinations(Protocol):
     """Where blocks go, by row."""
 
-    def fits(self, row: int, size: int) -> bool:
-        """Whether a block of `size` bytes can be delivered."""
+    def too_small(self, rows: Sequence[int], sizes: Sequence[int]) -> list[int]:
+        """Positions in `rows` whose block, of that many bytes, cannot be delivered."""
 
-    def deliver(self, row: int, address: int, size: int) -> int:
-        """Copy a block out of the mapping; returns XXH3-64 of the copy."""
+    def deliver(self, rows: Sequence[int], sources: Sequence[int], sizes: Sequence[int]) -> U64:
+        """Copy blocks from their addresses in the mapping; XXH3-64 of each copy, uint64 [m]."""
 
     def discard(self, row: int) -> None:
         """The copy turned out to be wrong: it must not reach the caller as a value."""
@@ -75,14 +76,23 @@ class PointerDestinations:
         self._addresses = addresses
         self._capacities = capacities
 
-    def fits(self, row: int, size: int) -> bool:
+    def too_small(self, rows: Sequence[int], sizes: Sequence[int]) -> list[int]:
         """See `Destinations`."""
-        return size <= self._capacities[row] and self._addresses[row] != 0
+        addresses, capacities = self._addresses, self._capacities
+        return [
+            at
+            for at, (row, size) in enumerate(zip(rows, sizes, strict=True))
+            if size > capacities[row] or addresses[row] == 0
+        ]
 
-    def deliver(self, row: int, address: int, size: int) -> int:
+    def deliver(self, rows: Sequence[int], sources: Sequence[int], sizes: Sequence[int]) -> U64:
         """See `Destinations`."""
-        copy_memory(self._addresses[row], address, size)
-        return int(xxhash.xxh3_64_intdigest(view_memory(self._addresses[row], size)))
+        checksums = []
+        for row, source, size in zip(rows, sources, sizes, strict=True):
+            target = self._addresses[row]
+            copy_memory(target, source, size)
+            checksums.append(checksum_memory(target, size))
+        return np.array(checksums, np.uint64)
 
     def discard(self, row: int) -> None:
         """Leave the bytes: the caller is told by the return code."""
@@ -94,15 +104,18 @@ class BytesDestinations:
     def __init__(self, count: int) -> None:
         self.values = [b""] * count
 
-    def fits(self, row: int, size: int) -> bool:
+    def too_small(self, rows: Sequence[int], sizes: Sequence[int]) -> list[int]:
         """See `Destinations`: everything fits."""
-        return True
+        return []
 
-    def deliver(self, row: int, address: int, size: int) -> int:
+    def deliver(self, rows: Sequence[int], sources: Sequence[int], sizes: Sequence[int]) -> U64:
         """See `Destinations`."""
-        value = ctypes.string_at(address, size)
-        self.values[row] = value
-        return int(xxhash.xxh3_64_intdigest(value))
+        checksums = []
+        for row, source, size in zip(rows, sources, sizes, strict=True):
+            value = ctypes.string_at(source, size)
+            self.values[row] = value
+            checksums.append(checksum(value))
+        return np.array(checksums, np.uint64)
 
     def discard(self, row: int) -> None:
         """See `Destinations`."""

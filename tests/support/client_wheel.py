@@ -43,8 +43,10 @@ def free_ports(count: int) -> list[int]:
 class WheelStore:
     """A master, its metadata server and one segment."""
 
-    def __init__(self, directory: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
-        self.python = os.environ[PYTHON_VARIABLE]
+    def __init__(
+        self, directory: Path, python: str = "", segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
+        self.python = python or os.environ[PYTHON_VARIABLE]
         self.directory = directory
         rpc, http, metrics = free_ports(3)
         self.master = f"127.0.0.1:{rpc}"
