@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -186,7 +187,11 @@ def _run_all(
                 def progress(text: str, label: str = label) -> None:
                     status.update(f"{label}: {text}")
 
-                run = run_scenario(name, plan, directory, progress, keep=keep)
+                prefix = f"snapd-drill-{os.getpid()}-{name}-"
+                place = Path(tempfile.mkdtemp(prefix=prefix, dir=directory))
+                if keep:
+                    console.print(f"{label}: kept in {place}", highlight=False, soft_wrap=True)
+                run = run_scenario(name, plan, place, progress, keep=keep)
                 console.print(f"{label}: {SCENARIOS[name]}: done", highlight=False)
                 runs.append(run)
     return runs

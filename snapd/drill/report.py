@@ -280,7 +280,8 @@ def _method(report: Report) -> str:
         "the restart.",
         "ready": "from the start of the first process until every block that survived is served.",
         "recovery": "from the start of the first process until the hit rate over "
-        f"{ROLLING_REQUESTS} requests is within one point of the baseline's over the same requests.",
+        f"{ROLLING_REQUESTS} requests is within one point of that of the same requests "
+        "in the baseline.",
         "during": f"from the kill to the end of the first {DURING_SHARE:.0%} of the window.",
         "throughput": "modelled: prompts served a second of modelled time to first token, "
         "beside the baseline's.",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import signal
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -262,11 +261,8 @@ class Scenario:
             time.sleep(0.002)
 
 
-def run_scenario(
-    name: str, plan: DrillPlan, directory: Path | None, progress: Progress, *, keep: bool
-) -> Run:
-    """Run one scenario in a fresh site below `directory` (None: the temporary directory)."""
-    place = Path(tempfile.mkdtemp(prefix=f"snapd-drill-{name}-", dir=directory))
+def run_scenario(name: str, plan: DrillPlan, place: Path, progress: Progress, *, keep: bool) -> Run:
+    """Run one scenario in a site in `place`, an empty directory, which goes unless `keep`."""
     with Site(place, plan.site_settings, keep=keep) as site:
         return Scenario(name, plan, site, progress).run()
 
