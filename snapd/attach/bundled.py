@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -92,23 +93,14 @@ class BundledSource:
         reads = np.nan_to_num(np.clip(rows["access_count"], 0, 1e9))
         return heat_from_reads(reads, age)
 
-    def pin(self, table: BlockTable) -> Bools:
+    @contextmanager
+    def pinned(self, table: BlockTable) -> Iterator[Bools]:
         """One message a batch; False for all where the store does not answer."""
-        held = np.zeros(len(table), np.bool_)
-        if self._connection is None or self._connection.closed:
-            return held
+        held = self._tell(table, PinBlocks)
         try:
-            for rows in _pieces(np.arange(len(table)), BATCH_KEYS_MAX):
-                request = PinBlocks(table.slot[rows].tobytes(), table.slot_sequence[rows].tobytes())
-                held[rows] = _codes(self._connection, request, len(rows)) == ReturnCode.OK
-        except SnapdError:
-            # Unpinned is not unsafe: `still` and the checksum decide what was read.
-            held[:] = False
-        return held
-
-    def unpin(self, table: BlockTable) -> None:
-        """Best effort: the pins end with the connection too."""
-        self._tell(table, UnpinBlocks)
+            yield held
+        finally:
+            self._tell(table, UnpinBlocks)
 
     def buffers(self, table: BlockTable) -> Sequence[memoryview]:
         """Read-only views of the mapping."""
@@ -129,20 +121,30 @@ class BundledSource:
         """The store checks for itself, and drops what is bad."""
         self._tell(table, ReportCorrupt)
 
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._connection is not None:
+            self._connection.close()
+
     def _tell(
-        self,
-        table: BlockTable,
-        message: type[UnpinBlocks | ReportCorrupt],
-    ) -> None:
+        self, table: BlockTable, message: type[PinBlocks | UnpinBlocks | ReportCorrupt]
+    ) -> Bools:
+        """Send slots and sequences; which the store agreed to, bool [n].
+
+        A store that does not answer agrees to nothing. That is not unsafe: `still` and the checksum
+        decide about what was read, and whoever watches the store notices by himself that it is
+        away.
+        """
+        agreed = np.zeros(len(table), np.bool_)
         if self._connection is None or self._connection.closed:
-            return
+            return agreed
         try:
             for rows in _pieces(np.arange(len(table)), BATCH_KEYS_MAX):
                 request = message(table.slot[rows].tobytes(), table.slot_sequence[rows].tobytes())
-                _codes(self._connection, request, len(rows))
+                agreed[rows] = _codes(self._connection, request, len(rows)) == ReturnCode.OK
         except SnapdError:
-            # Whoever watches the store notices by itself that it is away.
-            return
+            agreed[:] = False
+        return agreed
 
     def _describe(self, rows: I64) -> BlockTable:
         slots, keys, good = self._view.read_blocks(rows)

@@ -9,6 +9,7 @@ with other bytes. Each thread has a source or a sink of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -118,16 +119,13 @@ class Source(Protocol):
     def heat(self, slots: I64) -> F32:
         """Heat of the blocks in these slots, float32 [n]; advisory."""
 
-    def pin(self, table: BlockTable) -> Bools:
-        """Keep at most `PINNED_BYTES_MAX` bytes of blocks in place until `unpin`; which are held,
-        bool [n]. Best effort: a store that does not answer holds nothing, and nothing is raised.
+    def pinned(self, table: BlockTable) -> AbstractContextManager[Bools]:
+        """Keep at most `PINNED_BYTES_MAX` bytes of blocks in place inside the `with`; which are
+        held, bool [n]. Best effort: a store that does not answer holds nothing; nothing is raised.
         """
 
-    def unpin(self, table: BlockTable) -> None:
-        """End `pin`. Never raises: a connection that broke ended it too."""
-
     def buffers(self, table: BlockTable) -> Sequence[memoryview]:
-        """The bytes of each block, padded to `DISK_ALIGNMENT`; valid until `unpin`."""
+        """The bytes of each block, padded to `DISK_ALIGNMENT`; valid inside `pinned`."""
 
     def still(self, table: BlockTable) -> Bools:
         """Whether each slot still holds the version that the table describes, bool [n]. True after
@@ -135,6 +133,9 @@ class Source(Protocol):
 
     def report_corrupt(self, table: BlockTable) -> None:
         """Tell the store that these blocks do not have their checksum. Never raises."""
+
+    def close(self) -> None:
+        """End the connection; idempotent."""
 
 
 class Sink(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from typing import Protocol
 
 import numpy as np
@@ -87,8 +88,8 @@ class EventsWorker:
                 self._round_done.wait(0.1)
 
     def _serve(self, session: Session) -> None:
-        feed, ack = session.open_feed(), 0
-        try:
+        ack = 0
+        with closing(session.open_feed()) as feed:
             # A remove-all without a daemon left nothing but a higher epoch in the segment.
             self._begin_epoch(session, session.epoch)
             while not self._ended.is_set() and not session.lost.is_set():
@@ -104,8 +105,6 @@ class EventsWorker:
                 with self._round_done:
                     self._finished = self._started
                     self._round_done.notify_all()
-        finally:
-            feed.close()
 
     def _take(self, session: Session, batch: Changes) -> None:
         removed = np.flatnonzero(batch.kinds == EventKind.REMOVED)
@@ -170,11 +169,8 @@ class EventsWorker:
             self._with_sink(session, lambda sink: drop_dead(session, sink, self._repository))
 
     def _with_sink(self, session: Session, work: Callable[[Sink], object]) -> None:
-        sink = session.open_sink()
-        try:
+        with closing(session.open_sink()) as sink:
             work(sink)
-        finally:
-            sink.close()
 
 
 def _removals(session: Session, batch: Changes, at: I64) -> Removals:

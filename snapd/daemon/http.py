@@ -179,7 +179,7 @@ class HttpServer:
             return _json({"error": "the snapshot takes longer than the request may"}, status=504)
 
     async def _generations(self, _: web.Request) -> web.Response:
-        return _json(await asyncio.to_thread(self._control.generations))
+        return _json({"generations": await asyncio.to_thread(self._control.generations)})
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import closing
 from typing import Protocol
 
 from snapd.attach.backoff import Backoff
@@ -151,11 +152,8 @@ class Keeper:
             if self._ended.is_set() or session.lost.is_set():
                 raise StoreUnavailableError("the store was lost before its removals were read")
             self._look(store)
-        sink = store.sink()
-        try:
-            self._registrar.reconcile(session, store.source(), sink)
-        finally:
-            sink.close()
+        with closing(store.source()) as source, closing(store.sink()) as sink:
+            self._registrar.reconcile(session, source, sink)
         self._on_served()
 
     def _watch(self, session: Session, store: BundledStore, retired: BundledStore | None) -> None:

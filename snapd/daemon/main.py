@@ -12,6 +12,7 @@ from types import FrameType
 
 from snapd.attach.connect import BundledConnector
 from snapd.attach.session import Link
+from snapd.blocks import Codec
 from snapd.config import Settings, event
 from snapd.daemon.events import EventsWorker
 from snapd.daemon.http import HttpServer
@@ -47,7 +48,12 @@ def run_daemon(settings: Settings, with_store: bool) -> int:
         signal.signal(number, _setter(stopping))
     _make_runtime_directory(settings.runtime_dir)
     disk = PosixDisk(settings.persistent_path, create=True)
-    repository = Repository.open(disk)
+    repository = Repository.open(
+        disk,
+        retain=settings.retain,
+        codec=Codec.ZSTD if settings.codec == "zstd" else Codec.RAW,
+        pack_bytes_max=settings.pack_bytes_max,
+    )
     try:
         daemon = Daemon(settings, repository, stopping)
         return daemon.run(with_store=with_store)
@@ -166,6 +172,8 @@ class Daemon:
         self._flusher.stop(deadline, quiesce)
         self._workers.join("flusher", self._settings.grace_sec + 5.0)
         self._ended.set()
+        if (session := self._link.session) is not None:
+            session.lost.set()  # wakes those who watch it
         for name in self._work:
             self._workers.join(name, 2.0)
         error = self._flusher.final_error or self._workers.error

@@ -63,7 +63,7 @@ class DaemonState:
         self.recovery = recovery
         self.recovered_after_seconds = process_age_seconds()
         if recovery.generation:
-            self.metrics.snapshot_restored(recovery.blocks, recovery.committed_ns / 1e9)
+            self.metrics.snapshot_restored(recovery.blocks, recovery.committed_at)
 
     def served(self) -> None:
         """Every block is served; the first time counts as the load time."""
@@ -76,13 +76,13 @@ class DaemonState:
     def look_at_disk(self) -> None:
         """Refresh the metrics of the disk."""
         try:
-            usage = self.repository.usage()
+            usage = self.repository.disk.usage()
         except SnapdError as error:
             self.disk_error = str(error)
             return
         self.disk_error = ""
         used = usage.capacity_bytes - usage.free_bytes
-        self.metrics.disk(used, usage.capacity_bytes, self.repository.bytes)
+        self.metrics.disk(used, usage.capacity_bytes, self.repository.bytes_used)
 
     # --- `Control` --------------------------------------------------------------------------------
 
@@ -117,7 +117,19 @@ class DaemonState:
 
     def generations(self) -> Sequence[Mapping[str, Any]]:
         """What is on disk."""
-        return [msgspec.to_builtins(one) for one in self.repository.generations()]
+        return [
+            {
+                "generation": one.generation,
+                "readable": one.manifest is not None,
+                "problem": one.problem,
+                "blocks": one.manifest.blocks if one.manifest is not None else None,
+                "bytes": one.manifest.bytes if one.manifest is not None else None,
+                "packs": len(one.manifest.packs) if one.manifest is not None else None,
+                "committed_at": one.manifest.committed_ns / 1e9 if one.manifest else None,
+                "file_bytes": one.file_bytes,
+            }
+            for one in reversed(self.repository.generations())
+        ]
 
     def status(self) -> Mapping[str, Any]:
         """Everything an operator wants to see at once."""
@@ -153,7 +165,7 @@ class DaemonState:
             document["boot_id"] = session.boot_id.hex()
             document["settled"] = session.settled.is_set()
         if stats is not None:
-            document["counters"] = msgspec.to_builtins(stats, str_keys=True)
+            document["counters"] = msgspec.structs.asdict(stats)
         return document
 
     def _repository(self) -> Mapping[str, Any]:
@@ -164,7 +176,7 @@ class DaemonState:
             document["recovered_after_seconds"] = self.recovered_after_seconds
             document["ready_after_seconds"] = self.ready_after_seconds
             document["blocks"] = int(self.repository.catalog.live.sum())
-            document["bytes"] = self.repository.bytes
+            document["bytes"] = self.repository.bytes_used
         return document
 
     def _snapshot(self) -> Mapping[str, Any] | None:

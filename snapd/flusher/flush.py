@@ -28,9 +28,7 @@ from snapd.config import event
 from snapd.plans import diff_scan, hottest_first, windows
 from snapd.plans.diff import same_bytes
 from snapd.plans.residency import REJECTED
-from snapd.repository import Repository
-from snapd.repository.catalog import RowState
-from snapd.repository.writer import PackWriter
+from snapd.repository import PackWriter, Repository, RowState
 
 _DESCRIBE_SLOTS = 16_384
 """Slots described at a time: bounds the memory of a flush of very many small blocks."""
@@ -65,7 +63,6 @@ class Flush:
     source: Source
     repository: Repository
     pace: Callable[[int], None]
-    pack_bytes_max: int
     deadline: float = float("inf")
     """On the monotonic clock: what is not written by then is left."""
     result: FlushResult = field(default_factory=FlushResult)
@@ -177,12 +174,9 @@ class Flush:
         if self._writer is None:
             self._writer = self.repository.begin_pack()
         first = self._writer.appended
-        self.source.pin(table)
-        try:
+        with self.source.pinned(table):
             good = self._writer.append(table, self.source.buffers(table))
             still = self.source.still(table)
-        finally:
-            self.source.unpin(table)
         self._writer.drop(first + np.flatnonzero(good & ~still))
         self.result.moved += int((~still).sum())
         bad = np.flatnonzero(~good & still)

@@ -192,14 +192,7 @@ class Flusher:
         if session is None:
             self._durable_until = started
             return None
-        flush = Flush(
-            session,
-            self._source_of(session),
-            self._repository,
-            self._pace,
-            self._settings.pack_bytes_max,
-            deadline,
-        )
+        flush = Flush(session, self._source_of(session), self._repository, self._pace, deadline)
         try:
             result = flush.run()
         except SnapdError as error:
@@ -245,9 +238,10 @@ class Flusher:
         session = self._link.session
         source = self._source_of(session) if session is not None else None
         heat = self._heat.update(self._repository.catalog.table.heat, session, source)
-        summary = self._repository.commit(heat)
+        settled = session is not None and session.settled.is_set() and not session.lost.is_set()
+        summary = self._repository.commit(heat, prune=settled)
         seconds = time.monotonic() - started
-        written, self._written_bytes = self._written_bytes + summary.bytes_written, 0
+        written, self._written_bytes = self._written_bytes + summary.file_bytes, 0
         report = SnapshotReport(summary.generation, summary.blocks, written, seconds)
         self.last_snapshot = report
         self._observer.snapshot_done(summary.blocks, written, seconds, time.time())
@@ -259,12 +253,15 @@ class Flusher:
             blocks=summary.blocks,
             bytes=written,
             seconds=seconds,
+            **({"not_pruned": summary.pruned.blocked} if summary.pruned.blocked else {}),
         )
         return report
 
     def _source_of(self, session: Session) -> Source:
         """One source a session, kept after the session is lost."""
         if self._source is None or self._source[0] is not session:
+            if self._source is not None:
+                self._source[1].close()
             self._source = (session, session.open_source())
         return self._source[1]
 

@@ -305,8 +305,9 @@ class Repository:
             self._trim_recent()
             return np.concatenate(gone)
 
-    def commit(self, heat: F32 | None = None) -> ManifestSummary:
-        """Make a snapshot of what is live: one manifest, read back; then prune.
+    def commit(self, heat: F32 | None = None, *, prune: bool = True) -> ManifestSummary:
+        """Make a snapshot of what is live: one manifest, read back; then prune, unless `prune` is
+        off because a source has not been put back yet.
 
         `heat` float32 [len(catalog)] replaces what the catalog has. Raises DiskError or
         CorruptError: the generation before is untouched then and nothing is pruned. A failure to
@@ -339,7 +340,9 @@ class Repository:
                 state.manifest_bytes[generation] = file_bytes
                 state.pack_floor = manifest.pack_floor
             self._pruner.learn(generation, [pack.sequence for pack in manifest.packs])
-            pruned = self._prune(manifest.journal_floor)
+            pruned = PruneResult(blocked="a source is not settled")
+            if prune:
+                pruned = self._prune(manifest.journal_floor)
             return ManifestSummary(
                 generation,
                 manifest.committed_ns / 1e9,

@@ -90,7 +90,7 @@ def load_cold(
             fill.slots[published], fill.sequences[published], rows[published], cold=False
         )
     if len(bad):
-        repository.catalog.set_lost(rows[bad])
+        repository.reject(rows[bad])
     gone = int((fill.codes == ReturnCode.OBJECT_NOT_FOUND).sum())
     return LoadResult(
         loaded=len(published),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import closing
+from typing import Self
 
 import numpy as np
 
@@ -30,11 +32,12 @@ class Demand:
         self._idle = threading.Event()
         self._idle.set()
 
-    def begin(self) -> None:
+    def __enter__(self) -> Self:
         """A reader waits."""
         self._idle.clear()
+        return self
 
-    def end(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Nobody waits any more."""
         self._idle.set()
 
@@ -73,21 +76,17 @@ class Loader:
                 self._stopping.wait(self.backoff.failed(error))
 
     def _serve(self, session: Session) -> None:
-        sink, source = session.open_sink(), session.open_source()
-        try:
+        with closing(session.open_sink()) as sink, closing(session.open_source()) as source:
             while not self._stopping.is_set() and not session.lost.is_set():
                 slots, sequences = sink.wanted(_WAIT_MS)
                 if len(slots):
-                    self._load(session, sink, source, slots, sequences)
-        finally:
-            self._demand.end()
-            sink.close()
+                    with self._demand:
+                        self._load(session, sink, source, slots, sequences)
 
     def _load(
         self, session: Session, sink: Sink, source: Source, slots: U32, sequences: U64
     ) -> None:
         """Load one answer of the long poll, in batches of bounded size."""
-        self._demand.begin()
         rows = self._rows(session, source, slots, sequences)
         unknown = np.flatnonzero(rows < 0)
         if len(unknown):
@@ -99,7 +98,6 @@ class Loader:
         for piece in windows(known, size, bytes_max=PINNED_BYTES_MAX, blocks_max=_BATCH_BLOCKS_MAX):
             wanted = (slots[piece], sequences[piece], rows[piece])
             self._count(load_cold(session, sink, self._repository, wanted, demand=True))
-        self._demand.end()
 
     def _rows(self, session: Session, source: Source, slots: U32, sequences: U64) -> I64:
         """The catalog rows in these cold slots, -1 where the catalog has no such bytes."""
@@ -124,11 +122,11 @@ class Loader:
             table.checksum[good],
         )
         rows = np.full(len(slots), -1, np.int64)
-        position = {slot: at for at, slot in enumerate(slots.tolist())}
-        for at in np.flatnonzero(good).tolist():
-            place = position[int(table.slot[at])]
-            if int(sequences[place]) == int(table.slot_sequence[at]):
-                rows[place] = found[at]
+        position = {slot: place for place, slot in enumerate(slots.tolist())}
+        for row in np.flatnonzero(good).tolist():
+            place = position[int(table.slot[row])]
+            if int(sequences[place]) == int(table.slot_sequence[row]):
+                rows[place] = found[row]
         return rows
 
     def _count(self, result: LoadResult) -> None:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 
@@ -74,11 +75,8 @@ class Warmer:
         slots = self._plan(session)
         self.planned, self.handled, self.state = len(slots), 0, "running"
         self._observer.warmup_progress(0.0 if len(slots) else 1.0)
-        sink = session.open_sink()
-        try:
+        with closing(session.open_sink()) as sink:
             self.state = self._load_all(session, sink, slots)
-        finally:
-            sink.close()
         if self.state == "waiting":
             return
         seconds = time.monotonic() - started
