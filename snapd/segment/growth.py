@@ -37,6 +37,12 @@ class DataGrowth:
         """Units of the data area that may be handed out."""
         return self._allocated // DATA_UNIT_BYTES
 
+    def check(self) -> None:
+        """Raises SegmentError if the memory ran out."""
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+
     def start(self) -> None:
         """Begin, unless everything is allocated already."""
         if self._allocated < self._segment.geometry.data_bytes:

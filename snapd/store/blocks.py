@@ -20,7 +20,7 @@ from snapd.formats.segment import Slots, SlotState, data_units, key_units
 from snapd.segment import Segment
 from snapd.store.audit import SlotAudit, audit_slots, empty_audit, repair_index
 from snapd.store.book import SlotBook
-from snapd.store.eviction import Candidates, choose_victims, evictable
+from snapd.store.eviction import Candidates, cheapest_window, choose_victims, evictable
 from snapd.store.keys import KeyHeap, PaddedKeys
 from snapd.store.space import Growth, Reservation, Space
 
@@ -29,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-EVICTION_ROUNDS_MAX = 4
+WINDOWS_PER_REQUEST_MAX = 64
 HEAT_HALF_LIFE_SECONDS = 3600.0
 SOFT_PIN_SECONDS = 1800.0
 """How long a soft pin holds after the last access where a put does not say; Mooncake's default."""
@@ -189,24 +189,48 @@ class BlockStore:
 
     # --- space --------------------------------------------------------------------------------
 
-    def reserve(self, keys: PaddedKeys, rows: I64, sizes: U64, now: float) -> Reservation:
-        """Space for blocks with keys `rows` and `sizes` [n], evicting what it takes."""
+    def reserve(
+        self, keys: PaddedKeys, rows: I64, sizes: U64, now: float, *, evict: bool
+    ) -> Reservation:
+        """Space for blocks with keys `rows` and `sizes` [n]; with `evict`, others may go for it."""
         units, names = data_units(sizes), key_units(keys.lengths[rows])
+        if not evict:
+            return self.space.reserve(units, names)
         self._keep_below_watermark(int(units.sum()), now)
         got = self.space.reserve(units, names)
-        for _ in range(EVICTION_ROUNDS_MAX):
-            missing = np.flatnonzero(got.slots < 0)
-            if not len(missing):
-                break
+        missing = np.flatnonzero(got.slots < 0)
+        if len(missing):
             self._make_room(units[missing], names[missing], now)
-            more = self.space.reserve(units[missing], names[missing])
-            for column, values in (
-                (got.slots, more.slots),
-                (got.extents, more.extents),
-                (got.key_offsets, more.key_offsets),
-            ):
-                column[missing] = values
+            got.put(missing, self.space.reserve(units[missing], names[missing]))
+        # What is free may still be in pieces too short for a large block: clear a run for it.
+        for row in np.flatnonzero(got.slots < 0)[:WINDOWS_PER_REQUEST_MAX].tolist():
+            one = np.array([row])
+            if not self._clear_window(int(units[row]), now):
+                break
+            got.put(one, self.space.reserve(units[one], names[one]))
         return got
+
+    def _clear_window(self, units: int, now: float) -> bool:
+        """Evict the blocks of one run of this many units; False if there is no such run."""
+        if units <= 1 or not self.book.free_count:
+            return False
+        state = self.book.state
+        rows = np.flatnonzero((state == SlotState.PUBLISHED) | (state == SlotState.WRITING))
+        records = self.book.records[rows]
+        may_go = np.isin(rows, evictable(self._candidates(), now, cold_too=False))
+        window = cheapest_window(
+            records["extent"].astype(np.int64),
+            data_units(records["size"]),
+            np.where(may_go, self.lease_until[rows], np.inf),
+            self.space.usable_units,
+            units,
+        )
+        if window is None:
+            return False
+        start = records["extent"].astype(np.int64)
+        inside = (start < window[1]) & (start + data_units(records["size"]) > window[0])
+        self._evict_rows(rows[inside])
+        return True
 
     def _make_room(self, units: I64, names: I64, now: float) -> None:
         """Free what is short for blocks of these sizes, and only that: a block too large for any
@@ -234,13 +258,7 @@ class BlockStore:
     def evict(self, units: int, slots: int, names: int, now: float) -> int:
         """Free at least these units of data, slots and key units, and a share of the whole, if
         that many may be evicted. Returns how many blocks went."""
-        candidates = Candidates(
-            state=self.book.state,
-            pin=self.book.records["pin"],
-            lease_until=self.lease_until,
-            soft_until=self.soft_until,
-            flush_pinned=self.pin_owner != 0,
-        )
+        candidates = self._candidates()
         rows = evictable(candidates, now, cold_too=slots > 0 or names > 0)
         records = self.book.records[rows]
         resident = records["state"] == SlotState.PUBLISHED
@@ -256,12 +274,21 @@ class BlockStore:
             names,
         )
         victims = choose_victims(candidates, rows, gains, needs, now)
-        if len(victims):
-            self._note_eviction(victims)
-            self.drop(victims)
+        self._evict_rows(victims)
         return len(victims)
 
-    def _note_eviction(self, victims: I64) -> None:
+    def _candidates(self) -> Candidates:
+        return Candidates(
+            state=self.book.state,
+            pin=self.book.records["pin"],
+            lease_until=self.lease_until,
+            soft_until=self.soft_until,
+            flush_pinned=self.pin_owner != 0,
+        )
+
+    def _evict_rows(self, victims: I64) -> None:
+        if not len(victims):
+            return
         records = self.book.records[victims]
         self.counters.evictions += len(victims)
         event(
@@ -274,6 +301,7 @@ class BlockStore:
         )
         if self._event_log is not None:
             self._event_log("evict", self.segment.mapping.keys_of(records).to_list())
+        self.drop(victims)
 
     def note_removed(self, kind: str, keys: list[bytes]) -> None:
         """Tell the event log of removals."""

@@ -96,7 +96,7 @@ class Cold:
         codes[resident | np.isin(keys.hashes, removed)] = ReturnCode.OBJECT_ALREADY_EXISTS
         codes[columns["size"] == 0] = ReturnCode.INVALID_PARAMS
         rows = np.flatnonzero((codes == ReturnCode.OK) & ~same)
-        got = blocks.reserve(keys, rows, np.zeros(len(rows), np.uint64), now)
+        got = blocks.reserve(keys, rows, np.zeros(len(rows), np.uint64), now, evict=False)
         codes[rows[got.slots < 0]] = ReturnCode.NO_AVAILABLE_HANDLE
         won = got.slots >= 0
         rows, into = rows[won], got.slots[won]
@@ -151,7 +151,9 @@ class Cold:
         # Held against the eviction that makes room for it.
         held = blocks.pin_owner[rows[wanted]].copy()
         blocks.pin_owner[rows[wanted]] = -1
-        got = blocks.reserve(keys, np.arange(len(wanted)), sources["size"], now)
+        got = blocks.reserve(
+            keys, np.arange(len(wanted)), sources["size"], now, evict=request.demand
+        )
         blocks.pin_owner[rows[wanted]] = held
         codes[wanted[got.slots < 0]] = ReturnCode.NO_AVAILABLE_HANDLE
         won = got.slots >= 0

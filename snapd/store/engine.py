@@ -27,7 +27,7 @@ from snapd.store.loads import LoadQueue
 from snapd.store.puts import Puts
 from snapd.store.reads import Reads
 from snapd.store.removals import Removals
-from snapd.store.waits import Wait, Waits, nothing
+from snapd.store.waits import Wait, Waits
 from snapd.wire import messages as m
 from snapd.wire.codes import ReturnCode
 
@@ -38,6 +38,8 @@ REMOVAL_ACK_SECONDS = 5.0
 WAIT_SECONDS_MAX = 60.0
 """Longest that any request waits for its reply."""
 
+NAME_LENGTH_MAX = 64
+DAEMON_ID_BYTES_MAX = 64
 TICK_SECONDS = 1.0
 ROLES = ("client", "daemon", "operator")
 
@@ -206,7 +208,7 @@ class StoreEngine:
             return m.Failure(ReturnCode.INVALID_PARAMS, f"hello of role {request.role!r} refused")
         segment = self._blocks.segment
         writer = segment.take_writer()
-        self._clients[connection] = Client(writer, request.role, request.name)
+        self._clients[connection] = Client(writer, request.role, request.name[:NAME_LENGTH_MAX])
         return m.HelloReply(
             segment_path=segment.path,
             segment_id=segment.geometry.segment_id,
@@ -280,14 +282,18 @@ class StoreEngine:
         if not self._daemon.listening or ordinal == before:
             return reply
 
-        def finish(later: float) -> m.Reply:
-            late = self._events.acknowledged < ordinal and later >= wait.deadline
+        def leave() -> None:
+            self._removal_waits.remove((ordinal, wait))
+
+        def finish(_: float) -> m.Reply:
+            leave()
+            late = self._daemon.listening and self._events.acknowledged < ordinal
             if late and not self._removal_was_late:
                 event(_LOG, logging.WARNING, "daemon slow to journal removals")
             self._removal_was_late = late
             return reply
 
-        wait = self._waits.add(Wait(connection, now + REMOVAL_ACK_SECONDS, finish, nothing))
+        wait = self._waits.add(Wait(connection, now + REMOVAL_ACK_SECONDS, finish, leave))
         self._removal_waits.append((ordinal, wait))
         return None
 
@@ -295,9 +301,10 @@ class StoreEngine:
         for ordinal, wait in self._removal_waits:
             if ordinal <= acknowledged:
                 self._waits.resolve(wait)
-        self._removal_waits = [(o, w) for o, w in self._removal_waits if o > acknowledged]
 
     def _attach(self, connection: int, request: m.Attach, _: float) -> m.Reply:
+        if not 1 <= len(request.daemon_id) <= DAEMON_ID_BYTES_MAX:
+            return m.Failure(ReturnCode.INVALID_PARAMS, "a daemon id has 1 to 64 bytes")
         first = not self._daemon.attached
         is_new = self._daemon.attach(request.daemon_id, connection)
         if is_new is None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
+
+from snapd.config import event
+
+_LOG = logging.getLogger(__name__)
 
 
 class EventLogFile:
     """Appends lines `evict KEY`, `remove KEY` and `remove_all`; keys are percent-encoded where
-    they are not printable ASCII without blanks. One write a call, so that a kill cuts no line."""
+    they are not printable ASCII without blanks. A kill may cut the last line short. When it cannot
+    be written any more it says so once and stops: an audit must not stop the store."""
 
     def __init__(self, path: Path) -> None:
         """Open for appending. Raises OSError."""
@@ -19,7 +25,13 @@ class EventLogFile:
     def __call__(self, kind: str, keys: list[bytes]) -> None:
         """Log one event for each key, or one without a key."""
         lines = [f"{kind} {_printable(key)}\n" for key in keys] or [f"{kind}\n"]
-        os.write(self._descriptor, "".join(lines).encode())
+        rest = "".join(lines).encode()
+        try:
+            while rest and self._descriptor >= 0:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError as error:
+            event(_LOG, logging.ERROR, "event log stopped", why=error.strerror)
+            self.close()
 
     def close(self) -> None:
         """Close; idempotent."""

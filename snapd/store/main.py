@@ -66,6 +66,7 @@ def run_store(settings: Settings, event_log: Path | None = None) -> int:
         except OSError as error:
             raise SegmentError(f"cannot listen at {path}: {error}; check runtime_dir") from error
         server = StoreServer(engine, path)
+        growth.check()
         event(
             _LOG,
             logging.INFO,

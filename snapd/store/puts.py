@@ -54,7 +54,7 @@ class Puts:
         offsets = np.zeros(len(keys), np.int64)
         sequences = np.zeros(len(keys), np.uint64)
         wanted = np.flatnonzero(codes == ReturnCode.OK)
-        got = blocks.reserve(keys, wanted, sizes[wanted], now)
+        got = blocks.reserve(keys, wanted, sizes[wanted], now, evict=True)
         codes[wanted[got.slots < 0]] = ReturnCode.NO_AVAILABLE_HANDLE
         won = got.slots >= 0
         rows, into = wanted[won], got.slots[won]
@@ -73,7 +73,7 @@ class Puts:
         blocks.heap.write(keys, rows, got.key_offsets[won])
         blocks.book.fill(into, records)
         blocks.upsert[into] = request.upsert
-        blocks.soft_seconds[into] = request.soft_pin_ttl_ms / 1000 or SOFT_PIN_SECONDS
+        blocks.soft_seconds[into] = _soft_seconds(request.soft_pin_ttl_ms)
         slots[rows], sequences[rows] = into, records["sequence"]
         offsets[rows] = blocks.segment.geometry.data_offset + got.extents[won] * DATA_UNIT_BYTES
         return reserved_reply(codes, slots, sequences, offsets)
@@ -147,3 +147,8 @@ class Puts:
         if late.any():
             fresh = blocks.segment.take_sequences(int(late.sum()))
             blocks.book.identify(rows[late], fresh, blocks.segment.epoch)
+
+
+def _soft_seconds(milliseconds: int) -> float:
+    """How long a soft pin holds: the default without a number, at most a year."""
+    return min(max(milliseconds, 0) / 1000, 31_536_000.0) or SOFT_PIN_SECONDS

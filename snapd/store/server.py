@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import time
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class StoreServer:
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped: asyncio.Future[None] | None = None
+        self._failure: SnapdError | None = None
 
     async def run(self, listener: socket.socket) -> None:
         """Serve on a bound socket. Raises what `fail` was given."""
@@ -56,6 +58,8 @@ class StoreServer:
             lambda: _Connection(self), sock=listener, backlog=128
         )
         self._schedule()
+        if self._failure is not None:
+            self._stop(self._failure)
         try:
             await self._stopped
         finally:
@@ -68,7 +72,8 @@ class StoreServer:
                 os.unlink(self._path)
 
     def fail(self, error: SnapdError) -> None:
-        """End `run` with an error; may be called from another thread."""
+        """End `run` with an error, or its next call; may be called from another thread."""
+        self._failure = error
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._stop, error)
 
@@ -237,9 +242,12 @@ def bind_socket(path: Path) -> socket.socket:
         socket.socket(socket.AF_UNIX) as probe,
         contextlib.suppress(ConnectionRefusedError, FileNotFoundError),
     ):
+        probe.settimeout(1.0)
         probe.connect(str(path))
         raise FileExistsError(f"another store answers at {path}")
     with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(f"{path} is no socket")
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:

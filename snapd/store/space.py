@@ -35,6 +35,12 @@ class Reservation:
     extents: I64
     key_offsets: I64
 
+    def put(self, rows: I64, others: Reservation) -> None:
+        """Take over what was reserved later for these rows."""
+        self.slots[rows] = others.slots
+        self.extents[rows] = others.extents
+        self.key_offsets[rows] = others.key_offsets
+
 
 class Space:
     """What is free. `book` must hold only slots that passed the audit."""
@@ -63,6 +69,11 @@ class Space:
     def capacity_units(self) -> int:
         """Units of the whole data area."""
         return self._geometry.data_units
+
+    @property
+    def usable_units(self) -> int:
+        """Units that have memory behind them."""
+        return self._frontier
 
     @property
     def used_units(self) -> int:

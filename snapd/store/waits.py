@@ -44,9 +44,10 @@ class Waits:
     def lost(self, connection: int) -> None:
         """Nobody waits on this connection any more."""
         wait = self._waiting.pop(connection, None)
-        if wait is not None:
-            wait.abandon()
+        gone = [w for w in self._resolved if w.connection == connection]
         self._resolved = deque(w for w in self._resolved if w.connection != connection)
+        for abandoned in gone if wait is None else [*gone, wait]:
+            abandoned.abandon()
 
     def next_deadline(self) -> float | None:
         """The earliest deadline, on the engine's clock."""
@@ -61,7 +62,3 @@ class Waits:
             wait = self._resolved.popleft()
             replies.append((wait.connection, wait.finish(now)))
         return replies
-
-
-def nothing() -> None:
-    """For waits that leave nothing behind."""
