@@ -17,7 +17,6 @@ from typing import Any
 import click
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from snapd import __version__
 from snapd.drill.content import BLOCK_BYTES_MIN, WRITERS_MAX
@@ -25,6 +24,7 @@ from snapd.drill.measure import Run, ScenarioResult, summarise
 from snapd.drill.plan import SCENARIOS, DrillPlan, make_plan
 from snapd.drill.report import Report, render_report
 from snapd.drill.scenarios import run_scenario
+from snapd.drill.screen import results_table
 from snapd.drill.trace import MultiTurn, Trace, generate_trace, read_trace
 from snapd.drill.verdict import Finding, exit_code, judge
 
@@ -141,10 +141,10 @@ def drill(
     if options["as_json"]:
         click.echo(json.dumps(_document(plans[0], results, findings), indent=2))
     else:
-        _print_table(results)
+        Console().print(results_table(results))
     for finding in findings:
-        click.echo(f"found: {finding}", err=True)
-    click.echo(f"report: {report_file}", err=True)
+        click.echo(f"finding: {finding}", err=True)
+    click.echo(f"{report_file} shows the hit rate over time", err=True)
     return exit_code(findings)
 
 
@@ -232,35 +232,3 @@ def _document(
         },
         "scenarios": msgspec.to_builtins(list(results)),
     }
-
-
-def _print_table(results: Sequence[ScenarioResult]) -> None:
-    table = Table(title="snapd drill", title_justify="left", pad_edge=False)
-    several = len({result.seed for result in results}) > 1
-    table.add_column("scenario")
-    for heading in (
-        "hit rate", "baseline", "undurable", "ready", "recovery", "fetch p99",
-        "TTFT p99 before/during/after", "restored", "rejected", "wrong bytes", "lost",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right")
-    for result in results:
-        ttft = result.ttft_p99_s
-        table.add_row(
-            f"{result.name} {result.seed}" if several else result.name,
-            f"{result.hit_rate:.1%}",
-            f"{result.hit_rate_baseline:.1%}",
-            f"{result.undurable_at_kill:.2%}",
-            _seconds(result.ready_s),
-            _seconds(result.recovery_s),
-            f"{result.fetch_p99_s * 1e3:.1f} ms",
-            " / ".join(_seconds(value) for value in (ttft.before, ttft.during, ttft.after)),
-            f"{result.restored_blocks:,}",
-            f"{result.rejected_blocks:,}",
-            f"{result.wrong_bytes:,}",
-            f"{result.lost_committed_blocks:,}",
-        )
-    Console().print(table)
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} s"
