@@ -155,6 +155,8 @@ class Keeper:
         with closing(store.source()) as source, closing(store.sink()) as sink:
             self._registrar.reconcile(session, source, sink)
         self._on_served()
+        # The next look settles every slot; until then nothing that leaves is let go.
+        self._flush_soon()
 
     def _watch(self, session: Session, store: BundledStore, retired: BundledStore | None) -> None:
         while not self._ended.is_set() and not session.lost.is_set():
