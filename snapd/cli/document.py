@@ -37,8 +37,7 @@ def command_document() -> str:
     codes = "\n".join(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items())
     parts = [INTRODUCTION, f"## Exit codes\n\n| code | meaning |\n|---|---|\n{codes}\n"]
     for group in (snapd, snapctl):
-        if isinstance(group, LazyGroup):
-            parts += _group_sections(group)
+        parts += _group_sections(group)
     return "\n".join(parts)
 
 
