@@ -24,7 +24,7 @@ from snapd.wire.connection import RequestFailedError
 
 Result = TypeVar("Result")
 
-LINKS_MAX = 16
+LINKS_MAX = 32
 """Most connections of one client; further threads wait for one."""
 
 RECONNECT_SECONDS_MAX = 1.0

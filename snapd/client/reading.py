@@ -49,11 +49,6 @@ class Delivery:
     first_row: int
     counters: ReadCounters
 
-    def discard_failed(self, result: I64) -> None:
-        """Discard what was copied for rows whose code is an error."""
-        for row in np.flatnonzero(result < 0).tolist():
-            self.destinations.discard(self.first_row + row)
-
 
 @dataclass(frozen=True, slots=True)
 class _Found:

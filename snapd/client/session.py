@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -19,6 +19,8 @@ from snapd.errors import ProtocolError, StoreUnavailableError
 from snapd.wire.codes import ReturnCode
 from snapd.wire.connection import RequestFailedError
 
+Operation = Callable[[StoreLink], I64]
+"""What is done on a link, once more if the link breaks; int64 [n]."""
 
 KeyRequest = Callable[[StoreLink, Sequence[bytes]], I64]
 """A request about n keys on a link; int64 [n]."""
@@ -57,12 +59,12 @@ class ClientSession:
 
     def put(self, keys: Sequence[bytes], sources: Sources, options: PutOptions) -> I64:
         """0 or a negative code for each key, int64 [n]; blocks have at least 1 byte."""
-        result = np.empty(len(keys), np.int64)
-        for part in split_batch(keys, sources.sizes):
-            names, taken = keys[part], sources.take(range(part.start, part.stop))
-            operation = partial(requests.put, keys=names, sources=taken, options=options)
-            result[part] = self._codes(operation, len(names))
-        return result
+
+        def operation(part: slice) -> Operation:
+            taken = sources.take(range(part.start, part.stop))
+            return partial(requests.put, keys=keys[part], sources=taken, options=options)
+
+        return self._by_part(split_batch(keys, sources.sizes), operation, len(keys))
 
     def get(
         self,
@@ -74,12 +76,14 @@ class ClientSession:
 
         `capacities` (bytes) are upper bounds of the blocks' sizes, where they are known.
         """
-        result = np.empty(len(keys), np.int64)
-        for part in split_batch(keys, capacities):
-            names, delivery = keys[part], Delivery(destinations, part.start, self.counters)
-            operation = partial(read_blocks, keys=names, delivery=delivery)
-            result[part] = self._codes(operation, len(names))
-            delivery.discard_failed(result[part])
+
+        def operation(part: slice) -> Operation:
+            delivery = Delivery(destinations, part.start, self.counters)
+            return partial(read_blocks, keys=keys[part], delivery=delivery)
+
+        result = self._by_part(split_batch(keys, capacities), operation, len(keys))
+        for row in np.flatnonzero(result < 0).tolist():
+            destinations.discard(row)
         return result
 
     def close(self) -> None:
@@ -87,30 +91,39 @@ class ClientSession:
         self._pool.close()
 
     def _by_key(self, keys: Sequence[bytes], request: KeyRequest) -> I64:
-        result = np.empty(len(keys), np.int64)
-        for part in split_batch(keys):
-            names = keys[part]
-            result[part] = self._codes(partial(_apply, request, names), len(names))
-        return result
+        def operation(part: slice) -> Operation:
+            return partial(_apply, request, keys[part])
 
-    def _codes(self, operation: Callable[[StoreLink], I64], count: int) -> I64:
-        try:
-            return self._pool.run(operation)
-        except (RequestFailedError, StoreUnavailableError, ProtocolError) as error:
-            return np.full(count, _code_of(error), np.int64)
+        return self._by_part(split_batch(keys), operation, len(keys))
+
+    def _by_part(
+        self, parts: Iterable[slice], operation: Callable[[slice], Operation], count: int
+    ) -> I64:
+        """Answers to all parts, int64 [count]. Once the store is away the rest is not tried: it
+        could cost a deadline for each part."""
+        result = np.full(count, ReturnCode.RPC_FAIL, np.int64)
+        for part in parts:
+            try:
+                result[part] = self._pool.run(operation(part))
+            except RequestFailedError as error:
+                result[part] = _code_of(error)
+            except (StoreUnavailableError, ProtocolError):
+                break
+        return result
 
     def _value(self, operation: Callable[[StoreLink], int]) -> int:
         try:
             return self._pool.run(operation)
-        except (RequestFailedError, StoreUnavailableError, ProtocolError) as error:
+        except RequestFailedError as error:
             return _code_of(error)
+        except (StoreUnavailableError, ProtocolError):
+            return int(ReturnCode.RPC_FAIL)
 
 
 def _apply(request: KeyRequest, names: Sequence[bytes], link: StoreLink) -> I64:
     return request(link, names)
 
 
-def _code_of(error: RequestFailedError | StoreUnavailableError | ProtocolError) -> int:
-    if isinstance(error, RequestFailedError):
-        return min(error.code, int(ReturnCode.INTERNAL_ERROR))
-    return int(ReturnCode.RPC_FAIL)
+def _code_of(error: RequestFailedError) -> int:
+    """The store's code, as long as it is one of an error."""
+    return min(error.code, int(ReturnCode.INTERNAL_ERROR))

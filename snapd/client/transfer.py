@@ -33,7 +33,7 @@ class Sources:
         return cls([address_of(array) for array in arrays], [len(a) for a in arrays], arrays)
 
     def take(self, rows: Sequence[int]) -> Sources:
-        """The sources of `rows`, in that order."""
+        """The sources of `rows`, which ascend."""
         if len(rows) == len(self.sizes):
             return self
         addresses, sizes = self.addresses, self.sizes

@@ -1,0 +1,472 @@
+"""The client when something else dies, hangs or scribbles: real store, real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import client_stalled
+import numpy as np
+import pytest
+from client_store import StoreProcess
+
+from snapd.blocks.keys import U64
+from snapd.client import MooncakeDistributedStore, link, pool
+from snapd.client.link import LinkOptions
+from snapd.client.requests import PutOptions
+from snapd.client.session import ClientSession
+from snapd.client.transfer import BytesDestinations, Sources
+from snapd.formats.segment import HEADER_BYTES, decode_header
+from snapd.segment.locks import first_held
+from snapd.wire.connection import Connection
+from snapd.wire.messages import (
+    PROTOCOL_VERSION,
+    GetStart,
+    Hello,
+    HelloReply,
+    KeyBatch,
+    Located,
+    decode_column,
+)
+
+SEED = 20260131
+BLOCK = 100_000
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[StoreProcess]:
+    with StoreProcess(tmp_path) as process:
+        yield process
+
+
+@pytest.fixture
+def client(store: StoreProcess) -> Iterator[MooncakeDistributedStore]:
+    made = store.client()
+    yield made
+    made.close()
+
+
+def content(key: str, size: int = BLOCK) -> bytes:
+    """Bytes that follow from the key."""
+    seed = [SEED, *key.encode()]
+    return np.random.default_rng(seed).bytes(size)
+
+
+def session_of(store: StoreProcess) -> ClientSession:
+    return ClientSession(LinkOptions(store.socket_path, "", 0.0))
+
+
+def offset_of(store: StoreProcess, key: str) -> int:
+    """Where a block's first byte is in the segment file."""
+    connection = Connection(store.socket_path)
+    connection.call(Hello(PROTOCOL_VERSION, "client", "test"), HelloReply)
+    name = key.encode()
+    batch = KeyBatch(name, len(name).to_bytes(2, "little"))
+    located = connection.call(GetStart(batch, 0), Located)
+    connection.close()
+    assert decode_column(located.codes, np.int32, 1)[0] == 0
+    return int(decode_column(located.offsets, np.uint64, 1)[0])
+
+
+def scribble(store: StoreProcess, key: str, at: int = 0) -> None:
+    """Flip one bit of a published block behind the store's back."""
+    offset = offset_of(store, key) + at
+    with open(store.segment_path, "r+b", buffering=0) as segment:
+        segment.seek(offset)
+        byte = segment.read(1)[0]
+        segment.seek(offset)
+        segment.write(bytes([byte ^ 0x10]))
+
+
+class Stalled:
+    """A client process in the middle of a put."""
+
+    def __init__(self, store: StoreProcess, key: str, size: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, client_stalled.__file__, store.address, key, str(size)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self.read_line() == b"copying\n"
+
+    def read_line(self) -> bytes:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def finish(self) -> int:
+        """Let it end its put; returns the code."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+        return int(self.read_line())
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def stalled(store: StoreProcess) -> Iterator[Stalled]:
+    made = Stalled(store, "stalled", 8 << 20)
+    yield made
+    made.end()
+
+
+def wait_until(condition: Callable[[], bool], seconds_max: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds_max
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# --- a client dies or sleeps ----------------------------------------------------------------------
+
+
+def test_a_client_killed_in_the_middle_of_a_put_has_published_nothing(
+    store: StoreProcess, client: MooncakeDistributedStore, stalled: Stalled
+) -> None:
+    assert store.stats().bytes_used >= 8 << 20
+    stalled.end()
+    assert client.is_exist("stalled") == 0
+    wait_until(lambda: store.stats().bytes_used < 8 << 20)
+    assert client.put("stalled", b"another") == 0
+    assert client.get("stalled") == b"another"
+
+
+def test_a_writer_that_wakes_up_after_a_restart_of_the_store_hurts_no_other_block(
+    store: StoreProcess, client: MooncakeDistributedStore, stalled: Stalled
+) -> None:
+    stalled.process.send_signal(signal.SIGSTOP)
+    store.restart()
+    keys = [f"k{row}" for row in range(200)]
+    for key in keys:
+        assert client.put(key, content(key)) in (0, -200)
+    there = [key for key in keys if client.is_exist(key) == 1]
+    assert len(there) > 100
+    stalled.process.send_signal(signal.SIGCONT)
+    assert stalled.finish() == 0  # put again after its connection broke
+    assert all(client.get(key) in (content(key), b"") for key in keys)
+    assert sum(client.get(key) == content(key) for key in there) == len(there)
+    assert client.get("stalled") == bytes([client_stalled.FILL]) * (8 << 20)
+
+
+# --- the store dies, hangs, or is not there -------------------------------------------------------
+
+
+def test_the_first_call_after_a_restart_works_and_adopted_bytes_verify(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    keys = [f"k{row}" for row in range(50)]
+    assert client.put_batch(keys, [content(key) for key in keys]) == 0
+    store.restart()
+    assert client.get(keys[0]) == content(keys[0])
+    assert client.get_batch(keys) == [content(key) for key in keys]
+    store.restart()
+    assert client.put("after", b"restart") == 0
+    store.restart()
+    assert client.is_exist("after") == 1
+    store.restart()
+    assert client.remove("after", force=True) == 0
+
+
+def test_calls_during_a_short_outage_wait_for_the_store(
+    store: StoreProcess, client: MooncakeDistributedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "RECONNECT_SECONDS_MAX", 10.0)
+    client.put("k", b"value")
+    store.kill()
+    starter = threading.Timer(0.2, store.start)
+    starter.start()
+    assert client.get("k") == b"value"
+    starter.join()
+
+
+def test_without_a_store_every_method_says_so_and_soon(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    memory = np.zeros(16, np.uint8)
+    address = memory.ctypes.data
+    client.put("k", b"value")
+    store.kill()
+    began = time.monotonic()
+    assert client.put("k", b"x") == -900
+    assert time.monotonic() - began < pool.RECONNECT_SECONDS_MAX + 1
+    began = time.monotonic()
+    assert client.put_batch(["k"], [b"x"]) == -900
+    assert client.upsert("k", b"x") == -900
+    assert client.get("k") == b""
+    assert client.get_batch(["k", "j"]) == [b"", b""]
+    assert client.get_size("k") == -900
+    assert client.is_exist("k") == -900
+    assert client.batch_is_exist(["k", "j"]) == [-900, -900]
+    assert client.put_from("k", address, 16) == -900
+    assert client.get_into("k", address, 16) == -900
+    assert client.batch_put_from(["k"], [address], [16]) == [-900]
+    assert client.batch_get_into(["k"], [address], [16]) == [-900]
+    assert client.remove("k") == -900
+    assert client.batch_remove(["k", "j"]) == [-900, -900]
+    assert client.remove_all() == -900
+    assert client.health_check() == -900
+    assert client.get_hostname() == "test"
+    assert client.register_buffer(address, 16) == 0
+    assert time.monotonic() - began < 1
+    store.start()
+    assert client.get("k") == b"value"
+
+
+def test_setup_without_a_store_fails_and_leaves_no_session(tmp_path: Path) -> None:
+    client = MooncakeDistributedStore()
+    address = f"unix:{tmp_path}"
+    assert client.setup("test", "", 0, 0, "tcp", "", address) == -900
+    assert client.health_check() == 1
+
+
+def test_a_hung_store_costs_its_deadline_and_no_more(
+    store: StoreProcess, client: MooncakeDistributedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "REQUEST_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(pool, "REQUEST_SECONDS_MAX", 0.3)
+    client.put("k", b"value")
+    store.signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert client.is_exist("k") == -900
+    assert time.monotonic() - began < 0.6
+    assert client.get("k") == b""
+    store.signal(signal.SIGCONT)
+    assert client.get("k") == b"value"
+
+
+def test_a_store_with_a_new_segment_is_mapped_anew(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    client.put("k", b"old")
+    store.kill()
+    os.unlink(store.segment_path)
+    store.start()
+    assert client.is_exist("k") == 0
+    assert client.put("k", b"new") == 0
+    assert client.get("k") == b"new"
+
+
+# --- bytes change under the reader ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [0, BLOCK // 2, BLOCK - 1])
+def test_a_scribbled_block_is_reported_and_never_returned(
+    store: StoreProcess, client: MooncakeDistributedStore, at: int
+) -> None:
+    client.put_batch(["bad", "good"], [content("bad"), content("good")])
+    scribble(store, "bad", at)
+    assert client.get_batch(["bad", "good"]) == [b"", content("good")]
+    assert client.is_exist("bad") == 0
+    assert store.stats().corrupt == 1
+    assert client.put("bad", content("bad")) == 0
+    assert client.get("bad") == content("bad")
+
+
+def test_a_scribbled_block_is_an_error_code_of_get_into(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    client.put("bad", content("bad"))
+    scribble(store, "bad")
+    memory = np.zeros(BLOCK, np.uint8)
+    assert client.get_into("bad", memory.ctypes.data, BLOCK) < 0
+    assert client.get_into("bad", memory.ctypes.data, BLOCK) == -704
+
+
+def test_reads_that_were_not_believed_are_counted(store: StoreProcess) -> None:
+    session = session_of(store)
+    block = np.frombuffer(content("k"), np.uint8)
+    assert session.put([b"k"], Sources.of_arrays([block]), PutOptions()).tolist() == [0]
+    scribble(store, "k")
+    assert session.get([b"k"], BytesDestinations(1))[0] < 0
+    assert (session.counters.corrupt, session.counters.moved) == (1, 0)
+    session.close()
+
+
+class Disturbed(BytesDestinations):
+    """Does something to the store before its first copies are made."""
+
+    def __init__(self, count: int, disturbances: list[Callable[[], object]]) -> None:
+        super().__init__(count)
+        self._disturbances = disturbances
+
+    def deliver(self, rows: Sequence[int], sources: Sequence[int], sizes: Sequence[int]) -> U64:
+        if self._disturbances:
+            self._disturbances.pop(0)()
+        return super().deliver(rows, sources, sizes)
+
+
+def test_a_block_replaced_during_the_copy_is_read_again(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    client.put("k", content("old"))
+    session = session_of(store)
+    destinations = Disturbed(1, [lambda: client.upsert("k", content("new"))])
+    assert session.get([b"k"], destinations).tolist() == [BLOCK]
+    assert destinations.values == [content("new")]
+    assert (session.counters.corrupt, session.counters.moved) == (0, 1)
+    session.close()
+
+
+def test_a_block_that_moves_again_and_again_is_a_miss_without_bytes(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    client.put("k", content("old"))
+    session = session_of(store)
+    replace = [lambda n=n: client.upsert("k", content(f"new{n}")) for n in range(2)]
+    destinations = Disturbed(1, replace)
+    assert session.get([b"k"], destinations).tolist() == [-707]
+    assert destinations.values == [b""]
+    session.close()
+
+
+def test_a_block_removed_and_its_space_reused_during_the_copy_is_a_miss(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    client.put("k", content("k"))
+
+    def reuse() -> None:
+        client.remove_all(force=True)
+        for row in range(20):
+            client.put(f"other{row}", content(f"other{row}"))
+
+    session = session_of(store)
+    destinations = Disturbed(1, [reuse])
+    assert session.get([b"k"], destinations).tolist() == [-704]
+    assert destinations.values == [b""]
+    session.close()
+
+
+# --- many at once, and fork -----------------------------------------------------------------------
+
+
+def test_threads_and_processes_share_a_store_while_it_is_restarted(store: StoreProcess) -> None:
+    script = f"""
+import sys, threading
+sys.path[:0] = {sys.path!r}
+from test_client_faults import hammer
+hammer({store.address!r}, sys.argv[1], seconds=2.0)
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(n)], stdout=subprocess.PIPE)
+        for n in range(2)
+    ]
+    for _ in range(3):
+        time.sleep(0.5)
+        store.restart()
+    hits = [int(process.communicate()[0]) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert min(hits) > 50
+
+
+def hammer(address: str, name: str, seconds: float) -> None:
+    """Three threads that put and get, and compare every byte; prints how many came back."""
+    client = MooncakeDistributedStore()
+    assert client.setup("test", "", 0, 0, "tcp", "", address) == 0
+    hits, errors = [0, 0, 0], []
+
+    def work(thread: int) -> None:
+        generator = np.random.default_rng([SEED, int(name), thread])
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            keys = [f"k{row}" for row in generator.integers(0, 300, 8)]
+            sizes = [1 + 997 * int(key[1:]) for key in keys]
+            pairs = list(zip(keys, sizes, strict=True))
+            client.put_batch(keys, [content(key, size) for key, size in pairs])
+            for (key, size), value in zip(pairs, client.get_batch(keys), strict=True):
+                if value not in (b"", content(key, size)):
+                    errors.append(key)
+                hits[thread] += value != b""
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    client.close()
+    assert not errors
+    print(sum(hits))
+
+
+def held_writer_bytes(store: StoreProcess) -> bool:
+    """Whether anybody holds a writer's lock on the segment."""
+    descriptor = os.open(store.segment_path, os.O_RDWR)
+    try:
+        geometry = decode_header(os.pread(descriptor, HEADER_BYTES, 0))
+        return first_held(descriptor, geometry.writer_lock_base, 1 << 20) is not None
+    finally:
+        os.close(descriptor)
+
+
+def test_a_forked_child_works_and_leaves_the_parents_connection_and_lock_alone(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    assert client.put("parent", b"before") == 0
+    assert held_writer_bytes(store)
+    child = os.fork()
+    if child == 0:
+        good = client.get("parent") == b"before" and client.put("child", b"hello") == 0
+        client.close()
+        os._exit(0 if good else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert held_writer_bytes(store)
+    connections = store.stats().clients
+    assert client.get_batch(["parent", "child"]) == [b"before", b"hello"]
+    assert client.put("parent2", b"after") == 0
+    assert store.stats().clients == connections
+
+
+def test_a_closed_client_holds_no_lock(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    assert not held_writer_bytes(store)
+    client.put("k", b"x")
+    assert held_writer_bytes(store)
+    client.close()
+    assert not held_writer_bytes(store)
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+def test_values_from_one_byte_to_more_than_64_mib(tmp_path: Path) -> None:
+    with StoreProcess(tmp_path, global_segment_size="192mb") as store:
+        client = store.client()
+        for size in (1, 4095, 4096, 4097, 1 << 20, (64 << 20) + 1):
+            key = f"s{size}"
+            value = content(key, size)
+            assert client.put(key, value) == 0
+            assert client.get_size(key) == size
+            assert client.get(key) == value
+        client.close()
+
+
+def test_the_rest_of_the_last_page_is_zero(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    client.put("full", b"\xff" * 4096)
+    offset = offset_of(store, "full")
+    client.remove("full", force=True)
+    client.put("short", b"abc")
+    assert offset_of(store, "short") == offset
+    with open(store.segment_path, "rb") as segment:
+        segment.seek(offset)
+        assert segment.read(4096) == b"abc".ljust(4096, b"\0")
+
+
+def test_a_batch_of_more_keys_than_a_message_holds(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    keys = [f"k{row}" for row in range(70_000)]
+    client.put("k69999", b"x")
+    assert client.batch_is_exist(keys) == [0] * 69_999 + [1]
+    long_keys = [f"{row:08}".ljust(1024, "l") for row in range(20_000)]
+    client.put(long_keys[-1], b"x")
+    assert client.batch_is_exist(long_keys) == [0] * 19_999 + [1]
