@@ -26,7 +26,7 @@ from snapd.formats.segment import (
     encode_header,
     encode_state,
 )
-from snapd.segment.locks import first_held, try_lock
+from snapd.segment.locks import first_held, try_lock, unlock
 from snapd.segment.mapping import SegmentMapping
 
 _LOG = logging.getLogger(__name__)
@@ -132,6 +132,8 @@ class Segment:
     def close(self) -> None:
         """Unmap and give the lock up; the segment stays. Idempotent."""
         if self._descriptor >= 0:
+            # Said, not left to the unmapping: a view that somebody still holds keeps the file open.
+            unlock(self._descriptor, STORE_LOCK_BYTE)
             self.mapping.close()
             os.close(self._descriptor)
             self._descriptor = -1
