@@ -19,9 +19,11 @@ from client_store import StoreProcess
 from snapd.blocks.keys import U64
 from snapd.client import MooncakeDistributedStore, link, pool
 from snapd.client.link import LinkOptions
+from snapd.client.mapped import MappedSegment
 from snapd.client.requests import PutOptions
 from snapd.client.session import ClientSession
 from snapd.client.transfer import BytesDestinations, Sources
+from snapd.errors import ProtocolError
 from snapd.formats.segment import HEADER_BYTES, decode_header
 from snapd.segment.locks import first_held
 from snapd.wire.connection import Connection
@@ -342,6 +344,22 @@ def test_a_block_removed_and_its_space_reused_during_the_copy_is_a_miss(
     assert session.get([b"k"], destinations).tolist() == [-704]
     assert destinations.values == [b""]
     session.close()
+
+
+def test_a_store_that_names_memory_elsewhere_is_not_believed(store: StoreProcess) -> None:
+    connection = Connection(store.socket_path)
+    hello = connection.call(Hello(PROTOCOL_VERSION, "client", "test"), HelloReply)
+    connection.close()
+    segment = MappedSegment(hello.segment_path, hello.segment_id)
+    end = os.stat(hello.segment_path).st_size
+    for offset, size in ((0, 1), (end, 1), (end - 4096, 4097), (end - 4095, 1), (2**63, 1)):
+        with pytest.raises(ProtocolError):
+            segment.addresses(np.array([offset], np.uint64), np.array([size], np.uint64))
+    with pytest.raises(ProtocolError):
+        segment.addresses(np.array([end - 4096], np.uint64), np.array([2**64 - 1], np.uint64))
+    with pytest.raises(ProtocolError):
+        segment.holds(np.array([2**31]), np.array([1], np.uint64))
+    segment.release()
 
 
 # --- many at once, and fork -----------------------------------------------------------------------
