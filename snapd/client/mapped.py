@@ -64,7 +64,8 @@ class MappedSegment:
         """
         starts: I64 = offsets.astype(np.int64)
         lengths: I64 = data_units(sizes) * DATA_UNIT_BYTES
-        inside = (starts >= self._data_start) & (lengths >= 0) & (lengths <= self._end - starts)
+        inside = (starts >= self._data_start) & (lengths <= self._end - starts)
+        inside &= sizes <= self._end  # first of all: a length made of more would wrap around
         if not bool((inside & (starts % DATA_UNIT_BYTES == 0)).all()):
             raise ProtocolError("the store named memory outside its data area")
         self._populate(starts, starts + lengths)
