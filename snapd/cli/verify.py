@@ -12,14 +12,20 @@ from snapd.config import Settings
 from snapd.errors import IntegrityError
 from snapd.repository import Sample, Verification
 
+SAMPLE_PARTS_MAX = 1_000_000
+
 
 def parse_sample(ctx: click.Context, param: click.Parameter, value: str | None) -> Sample | None:
     """`N/T` as a `Sample`; click calls this. Raises click.BadParameter."""
     if value is None:
         return None
     number, _, parts = value.partition("/")
-    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
-        raise click.BadParameter(f"{value!r} is not N/T with N from 1 to T, such as 1/30")
+    if not (number.isdecimal() and parts.isdecimal()) or not (
+        1 <= int(number) <= int(parts) <= SAMPLE_PARTS_MAX
+    ):
+        raise click.BadParameter(
+            f"{value!r} is not N/T, such as 1/30, with N from 1 to T and T up to {SAMPLE_PARTS_MAX}"
+        )
     return Sample(int(number), int(parts))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_site import Site, new_site
+from cli_site import BIN, Site, new_site
 
 from snapd import __version__
 from snapd.client import MooncakeDistributedStore
@@ -118,7 +118,16 @@ def test_verify_reads_everything_and_finds_nothing_wrong(stopped: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--sample", "3"], ["--sample", "0/3"], ["--sample", "4/3"], ["1", "--all"], ["x"]]
+    "words",
+    [
+        ["--sample", "3"],
+        ["--sample", "0/3"],
+        ["--sample", "4/3"],
+        ["--sample", f"1/{2**64}"],
+        ["1", "--all"],
+        ["x"],
+        ["0"],
+    ],
 )
 def test_verify_refuses_what_makes_no_sense(stopped: Site, words: list[str]) -> None:
     answer = stopped.snapctl("verify", *words)
@@ -152,6 +161,51 @@ def test_rebuild_makes_a_snapshot_from_packs_alone(site: Site) -> None:
     assert rebuilt.code == 0, rebuilt.err
     assert rebuilt.document["blocks"] == len(BLOCKS)
     assert site.snapctl("verify").code == 0
+
+
+def test_a_damaged_manifest_is_listed_found_and_moved_aside_by_rebuild(site: Site) -> None:
+    site.start_daemon()
+    put_blocks(site)
+    assert site.snapctl("snapshot").code == 0
+    assert site.stop_daemon() == 0
+    newest = site.manifests()[-1]
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[: len(whole) // 2])
+
+    listed = site.snapctl("list", "--json")
+    assert listed.code == 0
+    assert listed.document["snapshots"][0]["blocks"] is None
+    assert listed.document["snapshots"][0]["problem"]
+    assert listed.document["snapshots"][1]["blocks"] is not None
+    assert "cannot be read" in site.snapctl("list").err
+    generation = str(listed.document["snapshots"][0]["generation"])
+    assert site.snapctl("show", generation).code == 4
+    assert site.snapctl("verify").code == 4
+
+    kept = {path.name for path in site.manifests()} - {newest.name}
+    rebuilt = site.snapctl("rebuild", "--json")
+    assert rebuilt.code == 0, rebuilt.err
+    assert rebuilt.document["generation"] >= int(generation)
+    assert rebuilt.document["moved_aside"]
+    assert kept <= {path.name for path in site.manifests()}, "rebuild deletes nothing"
+    assert site.snapctl("verify").code == 0
+
+
+def test_status_watch_shows_until_it_is_interrupted(site: Site) -> None:
+    assert site.snapctl("status", "--watch", "--json").code == 2
+    site.start_daemon()
+    with subprocess.Popen(
+        [str(BIN / "snapctl"), "status", "--watch"],
+        env=site.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as watch:
+        assert watch.stdout is not None
+        assert b"running" in watch.stdout.readline()
+        watch.send_signal(signal.SIGINT)
+        _, errors = watch.communicate(timeout=20)
+    assert watch.returncode == -signal.SIGINT
+    assert errors.strip() == b""
 
 
 def test_commands_without_a_repository_exit_with_3(site: Site) -> None:
