@@ -95,7 +95,9 @@ class Stalled:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        assert self.read_line() == b"copying\n"
+        if self.read_line() != b"copying\n":
+            self.end()
+            raise AssertionError("the client never came to copy")
 
     def read_line(self) -> bytes:
         assert self.process.stdout is not None
@@ -244,16 +246,37 @@ def test_a_hung_store_costs_its_deadline_and_no_more(
     assert client.get("k") == b"value"
 
 
-def test_a_store_with_a_new_segment_is_mapped_anew(
+def test_a_store_with_a_new_segment_is_mapped_anew_and_the_old_one_let_go(
     store: StoreProcess, client: MooncakeDistributedStore
 ) -> None:
-    client.put("k", b"old")
+    together = threading.Barrier(3)
+
+    def put(thread: int) -> None:
+        together.wait()
+        client.put_batch(["k"], [b"old"])
+        client.put(f"large{thread}", bytes(8 << 20))
+
+    threads = [threading.Thread(target=put, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     store.kill()
     os.unlink(store.segment_path)
     store.start()
     assert client.is_exist("k") == 0
     assert client.put("k", b"new") == 0
     assert client.get("k") == b"new"
+    assert f"{store.segment_path} (deleted)" not in Path("/proc/self/maps").read_text()
+
+
+def test_a_connection_that_broke_gives_its_lock_up(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    for number in range(3):
+        assert client.put(f"k{number}", b"x") == 0
+        assert held_writer_bytes(store) == 1
+        store.restart()
 
 
 # --- bytes change under the reader ----------------------------------------------------------------
@@ -413,12 +436,16 @@ def hammer(address: str, name: str, seconds: float) -> None:
     print(sum(hits))
 
 
-def held_writer_bytes(store: StoreProcess) -> bool:
-    """Whether anybody holds a writer's lock on the segment."""
+def held_writer_bytes(store: StoreProcess) -> int:
+    """How many writers' locks are held on the segment, of the first million."""
     descriptor = os.open(store.segment_path, os.O_RDWR)
     try:
-        geometry = decode_header(os.pread(descriptor, HEADER_BYTES, 0))
-        return first_held(descriptor, geometry.writer_lock_base, 1 << 20) is not None
+        base = decode_header(os.pread(descriptor, HEADER_BYTES, 0)).writer_lock_base
+        start, count = base, 0
+        while held := first_held(descriptor, start, base + (1 << 20) - start):
+            start = held[0] + held[1]
+            count += held[1]
+        return count
     finally:
         os.close(descriptor)
 
