@@ -62,6 +62,9 @@ _MESSAGE_BYTES = 8 * 2**20
 _ANSWER_SECONDS = 10.0
 """Deadline of one answer of the store."""
 
+_COURTESY_SECONDS = 2.0
+"""Deadline of an answer that work goes on without: a store that hangs must not hold up a flush."""
+
 
 class BundledSource:
     """A `Source` over a mapped segment; `connection` may have broken, or be None."""
@@ -141,7 +144,8 @@ class BundledSource:
         try:
             for rows in _pieces(np.arange(len(table)), BATCH_KEYS_MAX):
                 request = message(table.slot[rows].tobytes(), table.slot_sequence[rows].tobytes())
-                agreed[rows] = _codes(self._connection, request, len(rows)) == ReturnCode.OK
+                codes = _codes(self._connection, request, len(rows), _COURTESY_SECONDS)
+                agreed[rows] = codes == ReturnCode.OK
         except SnapdError:
             agreed[:] = False
         return agreed
@@ -312,8 +316,10 @@ def decode_event_keys(batch: KeyBatch, rows: int) -> KeyColumn:
         raise ProtocolError(str(error)) from error
 
 
-def _codes(connection: Connection, request: Message, rows: int) -> I32:
-    reply = connection.call(request, Codes, _ANSWER_SECONDS)
+def _codes(
+    connection: Connection, request: Message, rows: int, timeout_seconds: float = _ANSWER_SECONDS
+) -> I32:
+    reply = connection.call(request, Codes, timeout_seconds)
     return decode_column(reply.codes, np.int32, rows)
 
 

@@ -29,7 +29,8 @@ from snapd.metrics import Metrics
 from snapd.repository import Repository
 from snapd.warmup import Demand, Loader, Registrar, Warmer
 
-_HOUSEKEEPING_SECONDS = 5.0
+_HOUSEKEEPING_SECONDS = 1.0
+_END_SECONDS = 1.0
 _logger = logging.getLogger(__name__)
 
 
@@ -112,6 +113,7 @@ class Daemon:
             "events": events.run,
             "keeper": self._keeper.run,
             "loader": loader.run,
+            "housekeeper": self._keep_house,
         }
         if settings.enable_warmup:
             self._work["warmer"] = warmer.run
@@ -130,7 +132,7 @@ class Daemon:
             for name, work in self._work.items():
                 self._workers.start(name, work)
             notify("READY=1\nSTATUS=running")
-            self._wait()
+            self._stopping.wait()
             notify("STOPPING=1\nSTATUS=writing the last snapshot")
             return self._stop(supervisor)
         finally:
@@ -150,15 +152,15 @@ class Daemon:
         )
         self._state.recovered(recovery)
 
-    def _wait(self) -> None:
-        """Until it is time to stop; looks after disk space and the watchdog meanwhile."""
+    def _keep_house(self) -> None:
+        """Watch the disk's space and feed the watchdog. In a thread of its own, because a disk that
+        hangs must hang nobody else; then the watchdog is not fed, and that is what it is for."""
         every = min(watchdog_seconds() or _HOUSEKEEPING_SECONDS, _HOUSEKEEPING_SECONDS)
-        while True:
+        while not self._ended.is_set():
             self._state.look_at_disk()
             if self._state.failure() is None:
                 notify("WATCHDOG=1")
-            if self._stopping.wait(every):
-                return
+            self._ended.wait(every)
 
     def _stop(self, supervisor: StoreSupervisor | None) -> int:
         """Make durable what is left, while removals still are; then end the rest."""
@@ -170,12 +172,13 @@ class Daemon:
                 supervisor.stop(max(1.0, (deadline - time.monotonic()) / 2))
 
         self._flusher.stop(deadline, quiesce)
-        self._workers.join("flusher", self._settings.grace_sec + 5.0)
+        self._workers.join("flusher", self._settings.grace_sec + _END_SECONDS)
         self._ended.set()
         if (session := self._link.session) is not None:
             session.lost.set()  # wakes those who watch it
-        for name in self._work:
-            self._workers.join(name, 2.0)
+        # Whoever still waits for an answer or a disk ends with the process: nothing that it could
+        # finish matters any more.
+        self._workers.join_all(_END_SECONDS)
         error = self._flusher.final_error or self._workers.error
         event(
             _logger,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from snapd.config import event
@@ -35,6 +36,12 @@ class Workers:
         thread.join(timeout_seconds)
         if thread.is_alive():
             event(_logger, logging.WARNING, "a worker does not end", worker=name)
+
+    def join_all(self, timeout_seconds: float) -> None:
+        """Wait for the end of all workers, so long altogether."""
+        deadline = time.monotonic() + timeout_seconds
+        for thread in self._threads.values():
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self, name: str, work: Callable[[], None]) -> None:
         try:

@@ -10,9 +10,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from snapd.attach.backoff import Backoff
 from snapd.attach.port import Source
 from snapd.attach.session import Link, Session
+from snapd.blocks.keys import Bools
 from snapd.config import Settings, event
 from snapd.errors import DiskError, IntegrityError, SnapdError
 from snapd.flusher.flush import Flush, FlushResult
@@ -21,6 +24,9 @@ from snapd.repository import Repository
 
 _COMMIT_SHARE = 0.25
 """Share of the grace period that is kept for sealing the last pack and committing."""
+
+_COMMITS_SHARE = 20.0
+"""Snapshots out of turn take at most one part in so many of the time."""
 
 _logger = logging.getLogger(__name__)
 
@@ -94,10 +100,16 @@ class Flusher:
         self._flushes = Backoff(_logger, "flush", most_seconds=30.0)
         self._snapshots = Backoff(_logger, "commit a snapshot", most_seconds=30.0)
         now = time.monotonic()
+        self._flushed_until = now
         self._durable_until = now
+        self._awaits_manifest = False
+        """Blocks that an older pack has are live again, and no manifest says so yet."""
         self._flush_at = now
         self._snapshot_at = now + settings.snapshot_interval_sec
         self._written_bytes = 0
+        self._committed: Bools = np.zeros(0, np.bool_)
+        """Which rows the newest manifest has live. At first nobody knows: none."""
+        self._commit_seconds = 0.0
         self.last_flush = FlushResult()
         self.last_snapshot: SnapshotReport | None = None
         self.final_error: SnapdError | None = None
@@ -190,7 +202,7 @@ class Flusher:
         self._flush_at = started + self._settings.flush_sec
         session = self._link.session
         if session is None:
-            self._durable_until = started
+            self._flushed_until = self._durable_until = started
             return None
         flush = Flush(session, self._source_of(session), self._repository, self._pace, deadline)
         try:
@@ -204,10 +216,23 @@ class Flusher:
         self._flushes.succeeded()
         self.last_flush = result
         self._written_bytes += result.written_bytes
+        self._note_revived(result, started)
         if result.complete:
-            self._durable_until = started
+            self._flushed_until = started
+        if not self._awaits_manifest:
+            self._durable_until = self._flushed_until
         self._observer.flushed(result.written, result.written_bytes, time.monotonic() - started)
         return None
+
+    def _note_revived(self, result: FlushResult, now: float) -> None:
+        """A block whose bytes an older pack has is durable only once a manifest says that it is
+        live again. If the newest one does not, the next must not wait for its interval."""
+        rows = np.concatenate([np.empty(0, np.int64), *result.revived])
+        known = rows[rows < len(self._committed)]
+        if len(known) < len(rows) or not self._committed[known].all():
+            self._awaits_manifest = True
+            soon = now + max(self._settings.flush_sec, _COMMITS_SHARE * self._commit_seconds)
+            self._snapshot_at = min(self._snapshot_at, soon)
 
     def _snapshot(
         self, requests: list[Future[Mapping[str, Any]]], flush_error: SnapdError | None
@@ -239,9 +264,14 @@ class Flusher:
         source = self._source_of(session) if session is not None else None
         heat = self._heat.update(self._repository.catalog.table.heat, session, source)
         settled = session is not None and session.settled.is_set() and not session.lost.is_set()
+        live = self._repository.catalog.live
         summary = self._repository.commit(heat, prune=settled)
+        self._committed = live
+        self._awaits_manifest = False
+        self._durable_until = self._flushed_until
         seconds = time.monotonic() - started
         written, self._written_bytes = self._written_bytes + summary.file_bytes, 0
+        self._commit_seconds = seconds
         report = SnapshotReport(summary.generation, summary.blocks, written, seconds)
         self.last_snapshot = report
         self._observer.snapshot_done(summary.blocks, written, seconds, time.time())
