@@ -155,8 +155,10 @@ class Cold:
             keys, np.arange(len(wanted)), sources["size"], now, evict=request.demand
         )
         blocks.pin_owner[rows[wanted]] = held
-        codes[wanted[got.slots < 0]] = ReturnCode.NO_AVAILABLE_HANDLE
         won = got.slots >= 0
+        codes[wanted[~won]] = ReturnCode.NO_AVAILABLE_HANDLE
+        if request.demand:
+            self.on_fill_failed(rows[wanted[~won]])
         wanted, into = wanted[won], got.slots[won]
         records = sources[won]
         records["sequence"] = blocks.segment.take_sequences(len(wanted))
@@ -219,12 +221,12 @@ class Cold:
         blocks.index.replace(book.records["key_hash"][rows], cold_rows, rows)
         blocks.free(cold_rows)
 
-    def forget_fills(self, writer: int) -> None:
-        """A connection of the daemon is gone: what it was filling may be asked of another one."""
+    def forget_fills(self, writer: int) -> I64:
+        """A connection of the daemon is gone: another one may fill these cold slots now."""
         filling = np.flatnonzero(self._filling >= 0)
-        theirs = self._blocks.book.records["writer"][self._filling[filling]] == writer
+        theirs: Bools = self._blocks.book.records["writer"][self._filling[filling]] == writer
         self._filling[filling[theirs]] = -1
-        self.on_fill_failed(filling[theirs])
+        return filling[theirs]
 
     def left(self, rows: I64) -> None:
         """These cold slots are being freed."""

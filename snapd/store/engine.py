@@ -130,8 +130,7 @@ class StoreEngine:
         pins = self._blocks.pin_owner
         pins[pins == connection + 1] = 0
         if self._daemon.is_attached(connection):
-            self._cold.forget_fills(client.writer)
-            self._loads.asker_lost(connection)
+            self._loads.asker_lost(connection, self._cold.forget_fills(client.writer))
             if self._daemon.detach(connection):
                 event(_LOG, logging.WARNING, "daemon detached", name=client.name)
                 self._loads.give_up()

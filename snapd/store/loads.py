@@ -75,10 +75,11 @@ class LoadQueue:
                 del self._waiting[slot]
                 self._queue.pop(slot, None)
 
-    def asker_lost(self, connection: int) -> None:
-        """What this connection of the daemon was asked for is asked for again."""
-        for slot in [slot for slot, asker in self._asked.items() if asker == connection]:
-            del self._asked[slot]
+    def asker_lost(self, connection: int, filling: I64) -> None:
+        """What this connection of the daemon was asked for, or was filling, is asked for again."""
+        asked = [slot for slot, asker in self._asked.items() if asker == connection]
+        for slot in [*asked, *filling.tolist()]:
+            self._asked.pop(slot, None)
             if slot in self._waiting:
                 self._queue[slot] = None
         if self._queue:

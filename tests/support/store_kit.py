@@ -20,7 +20,7 @@ import xxhash
 
 from snapd.blocks import KeyColumn
 from snapd.config import Settings
-from snapd.formats.segment import SlotState, Slots
+from snapd.formats.segment import Slots, SlotState
 from snapd.segment import DataGrowth, SegmentView, open_segment
 from snapd.store.blocks import BlockStore
 from snapd.store.engine import StoreEngine
