@@ -28,7 +28,7 @@ from snapd.drill.screen import results_table
 from snapd.drill.trace import MultiTurn, Trace, generate_trace, read_trace
 from snapd.drill.verdict import Finding, exit_code, judge
 
-FLUSH_SECONDS = 0.5
+FLUSH_SECONDS = 0.25
 SNAPSHOT_SECONDS = 2.0
 DEADLINE_SECONDS = 1.0
 LOAD_SECONDS = 12.0

@@ -71,6 +71,8 @@ class Timeline:
     moment at which it would have been."""
 
     killed_at: float
+    stopped_at: float
+    """The last process has ended. The drill looks around, and the trace stands still."""
     restarted_at: float
     """The first process was started again."""
     ready_at: float

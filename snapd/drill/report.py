@@ -145,9 +145,12 @@ def _small(report: Report, name: str) -> str:
         next(run for run in report.runs if run.seed == report.plan.seed and run.name == wanted)
         for wanted in (name, "baseline")
     )
-    down = run.timeline.ready_at - run.timeline.killed_at
-    looked = run.timeline.restarted_at - run.timeline.killed_at
-    x = run.records["ended"] - run.timeline.killed_at
+    timeline = run.timeline
+    looked = timeline.restarted_at - timeline.stopped_at
+    down = timeline.ready_at - timeline.killed_at - looked
+    x = run.records["ended"] - timeline.killed_at
+    # Leave the look out: the trace stood still for it.
+    x = np.where(run.records["fired"] > timeline.stopped_at, np.maximum(x - looked, 0), x)
     shown = _drawn(run) & _drawn(baseline) & (x >= -SECONDS_BEFORE)
     lines = [
         Line(each.name, x[shown], rolling_hit_rate(each.records)[shown]) for each in (baseline, run)
@@ -160,8 +163,8 @@ def _small(report: Report, name: str) -> str:
         description=f"Hit rate in {name} beside the baseline",
     )
     return (
-        f"<figure><figcaption>{name} <span>away for {down:.1f} s, {looked:.1f} s of it for the "
-        f"drill's own look at what survived</span></figcaption>{chart}</figure>"
+        f"<figure><figcaption>{name} <span>away for {down:.2f} s</span></figcaption>"
+        f"{chart}</figure>"
     )
 
 
@@ -264,6 +267,7 @@ def _method(report: Report) -> str:
         "load": f"{len(plan.trace):,} requests over {plan.trace.block_count:,} blocks of "
         f"{plan.block_bytes // 1024} KiB, from {plan.clients} client processes, open loop, "
         f"{plan.speed:.3g} times as fast as recorded; at normal speed while the store is away. "
+        "The trace stands still while the drill looks at what survived. "
         f"99% of them fired within {_lateness(report.runs) * 1e3:.0f} ms of their time.",
         "changes": f"{plan.upsert_ratio:.0%} of the requests rewrite one of their blocks, "
         f"{plan.remove_ratio:.0%} remove one.",

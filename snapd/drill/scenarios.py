@@ -80,11 +80,7 @@ class Scenario:
         injected = kill.injected
         if plan.inject:
             injected |= self._inject_while_running()
-        self._progress("replaying after the restart")
-        self._wait(
-            lambda: window_is_complete(state.records, kill.timeline.ready_at, plan.window_requests),
-            "the end of the window",
-        )
+        self._replay_window(kill.timeline.ready_at)
         self._stop_load()
         self._progress("comparing every block")
         verdict = auditor.sweep(kill.surviving, restored, injected)
@@ -141,7 +137,7 @@ class Scenario:
 
     def _no_kill(self) -> _Kill:
         now = time.monotonic()
-        timeline = Timeline(now, now, now, restarts=False)
+        timeline = Timeline(now, now, now, now, restarts=False)
         none = np.zeros(self._plan.trace.block_count, np.uint32)
         return _Kill(timeline, none, 0.0, self._snapshot_age(), frozenset())
 
@@ -151,8 +147,11 @@ class Scenario:
         self._aim()
         age = self._snapshot_age()
         killed_at = time.monotonic()
-        self._stop_processes()
         state.clock.set_speed(1.0)
+        self._stop_processes()
+        stopped_at = time.monotonic()
+        # The look is no part of what happened: the trace stands still for it.
+        state.clock.set_speed(0.0)
         self._progress("looking at what survived")
         self._wait(lambda: state.ledger.claims == 0, "the clients to notice", QUIET_SECONDS)
         surviving = self._look()
@@ -160,6 +159,7 @@ class Scenario:
         state.ledger.restart(surviving)
         injected = self._inject_while_down() if self._plan.inject else frozenset[int]()
         self._progress("restarting")
+        state.clock.set_speed(1.0)
         restarted_at = time.monotonic()
         site.start_store()
         if site.daemon is None and self._name != "cold":
@@ -167,7 +167,7 @@ class Scenario:
         ready_at = site.wait_store(START_SECONDS)
         if self._name in {"nvme", "sigterm"}:
             ready_at = site.wait_ready(START_SECONDS)
-        timeline = Timeline(killed_at, restarted_at, ready_at)
+        timeline = Timeline(killed_at, stopped_at, restarted_at, ready_at)
         return _Kill(timeline, surviving, undurable, age, injected)
 
     def _aim(self) -> None:
@@ -238,6 +238,25 @@ class Scenario:
         """Flip a byte in memory that clients are reading."""
         flipped = flip_in_segment(self._site.segment, self._names, self._random)
         return frozenset() if flipped is None else frozenset({flipped})
+
+    def _replay_window(self, ready_at: float) -> None:
+        """Wait for the requests over which the hit rate is taken."""
+        self._progress("replaying after the restart")
+        records, requests = self._state.records, self._plan.window_requests
+
+        def is_over() -> bool:
+            # The baseline runs to the end: outages take different time, so the windows of the
+            # others begin at different requests.
+            complete = self._name != "baseline" and window_is_complete(records, ready_at, requests)
+            return complete or bool((records["ended"] > 0).all())
+
+        self._wait(is_over, "the end of the window")
+        if not window_is_complete(records, ready_at, requests):
+            left = int((records["fired"] >= ready_at).sum())
+            raise DrillError(
+                f"{self._name}: the outage was so long that only {left} requests were left, of "
+                f"{requests} to measure"
+            )
 
     def _stop_load(self) -> None:
         self._state.clock.stop()

@@ -51,7 +51,7 @@ def run_of(records: Records, timeline: Timeline, name: str = "nvme") -> Run:
 def baseline() -> Run:
     at = START + 20.0
     hits = np.full(REQUESTS, 8)
-    return run_of(replay(hits), Timeline(at, at, at, restarts=False), "baseline")
+    return run_of(replay(hits), Timeline(at, at, at, at, restarts=False), "baseline")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def restarted() -> Run:
     hits[200:210] = 0
     hits[210:240] = 4
     later = START + 500
-    timeline = Timeline(later + 20.0, later + 20.5, later + 21.0)
+    timeline = Timeline(later + 20.0, later + 20.2, later + 20.5, later + 21.0)
     return run_of(replay(hits, later), timeline)
 
 

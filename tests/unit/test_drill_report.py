@@ -63,7 +63,7 @@ def report() -> Report:
     for seed in (1, 2):
         for name in ("baseline", "cold", "shm", "nvme", "sigterm"):
             at = 56.0
-            timeline = Timeline(at, at, at + 0.5, restarts=name != "baseline")
+            timeline = Timeline(at, at, at, at + 0.5, restarts=name != "baseline")
             tokens = plan.trace.prompt_tokens
             window = plan.window_requests
             times = plan.trace.times
