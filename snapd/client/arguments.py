@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from snapd.errors import SettingError
 
 SOCKET_NAME = "store.sock"
@@ -102,7 +104,12 @@ class SetupArguments:
         return {name: getattr(self, name) for name in (*names, "rdma_devices")}
 
 
-_TYPES: dict[str, Any] = {"str": str, "int": int, "bool": bool, "object": object}
+_TYPES: dict[str, Any] = {
+    "str": str,
+    "int": int | np.integer,
+    "bool": bool | np.bool_,
+    "object": object,
+}
 
 _CONFIG_DEFAULTS = {
     "global_segment_size": 16 * 2**20,

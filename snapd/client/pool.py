@@ -159,6 +159,8 @@ class LinkPool:
     def _lookup(self, path: str, segment_id: bytes) -> MappedSegment:
         """A use of the mapping of this segment; made anew when the store has another one."""
         with self._lock:
+            if self._closed:
+                raise StoreUnavailableError("this client is closed")
             if self._segment is not None and self._segment.segment_id == segment_id:
                 return self._segment.acquire()
             old, self._segment = self._segment, MappedSegment(path, segment_id)

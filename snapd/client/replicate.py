@@ -97,7 +97,7 @@ class ReplicateConfig:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 0
+    return isinstance(value, int) and 0 <= value < 2**63
 
 
 def _is_bool(value: object) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, overload
 
@@ -51,6 +52,8 @@ class MooncakeDistributedStore:
 
     def __init__(self) -> None:
         self._session: ClientSession | None = None
+        self._end_session: Callable[[], object] = _nothing
+        """Also called when this object is dropped, or the interpreter ends, without `close`."""
         self._buffers = BufferRegistry()
         self._hostname = ""
 
@@ -100,9 +103,8 @@ class MooncakeDistributedStore:
 
     def close(self) -> int:
         """End all connections. Returns 0, also when there is nothing to close."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        self._session = None
+        self._end_session()
         return _OK
 
     def get_hostname(self) -> str:
@@ -280,6 +282,7 @@ class MooncakeDistributedStore:
             event(_log, logging.ERROR, "no store", socket=options.socket_path, code=code)
             return code
         self._session, self._hostname = session, arguments.local_hostname
+        self._end_session = weakref.finalize(self, session.close)
         return _OK
 
     def _put_value(self, key: Any, value: Any, config: ReplicateConfig, *, upsert: bool) -> int:
@@ -314,6 +317,10 @@ class MooncakeDistributedStore:
             return [_INVALID_PARAMS] * len(names)
         rows = _usable_rows(names)
         return _spread(rows, question(session, rows), [absent] * len(names))
+
+
+def _nothing() -> None:
+    """Ends a session that was never begun."""
 
 
 def _spread(rows: Sequence[int], answers: I64, others: list[int]) -> list[int]:

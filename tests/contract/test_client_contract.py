@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from client_cases import CASES, Case, describe, differences
+from client_cases import CASES, Case, describe, differences, render_differences
 from client_driver import World, label, run_cases
 from client_store import StoreProcess
 
@@ -31,6 +31,12 @@ def test_every_method_is_in_the_table() -> None:
     assert called >= SUPPORTED_METHODS
 
 
-def test_every_difference_from_the_wheel_has_a_reason() -> None:
-    assert all(reason for *_, reason in differences())
-    assert all(here != there for _, _, here, there, _ in differences())
+def test_every_difference_from_the_wheel_is_a_difference_with_a_reason() -> None:
+    assert all(reason and here != there for _, here, there, reason in differences())
+
+
+def test_the_documentation_lists_the_differences() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+    begin, end = "<!-- differences -->\n", "<!-- end -->"
+    listed = text[text.index(begin) + len(begin) : text.index(end)]
+    assert listed == render_differences(), "put there: python tests/support/client_cases.py"

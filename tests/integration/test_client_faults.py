@@ -478,6 +478,41 @@ def test_a_closed_client_holds_no_lock(
     assert not held_writer_bytes(store)
 
 
+def test_a_client_that_is_dropped_without_close_leaves_nothing_behind(store: StoreProcess) -> None:
+    before = store.stats().clients
+    client = store.client()
+    client.put("k", b"x")
+    descriptors = len(os.listdir("/proc/self/fd"))
+    del client
+    assert not held_writer_bytes(store)
+    assert len(os.listdir("/proc/self/fd")) < descriptors
+    wait_until(lambda: store.stats().clients == before)
+
+
+def test_closing_while_other_threads_work_ends_their_calls_with_a_code(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    results: list[int] = []
+
+    def work(thread: int) -> None:
+        for number in range(10_000):
+            code = client.put(f"{thread}-{number}", b"x")
+            if code != 0:
+                results.append(code)
+                return
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    client.close()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    assert set(results) <= {-600, -900}
+    assert not held_writer_bytes(store)
+
+
 # --- sizes ----------------------------------------------------------------------------------------
 
 

@@ -80,6 +80,10 @@ class World:
         name: str = self.client.get_hostname()
         return name.partition(":")[0]
 
+    def host_has_port(self) -> bool:
+        """Whether `get_hostname` names a port."""
+        return ":" in self.client.get_hostname()
+
     def fill(self, buffer: str, offset: int, content: bytes) -> None:
         """Write into a buffer."""
         self.buffers[buffer][offset : offset + len(content)] = np.frombuffer(content, np.uint8)

@@ -135,6 +135,11 @@ def test_positional_arguments_of_a_wrong_type_are_type_errors() -> None:
         SetupArguments("h", "m", "0", 0, "tcp", "", "m")  # type: ignore[arg-type]
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = SetupArguments("h", "m", np.int64(5), 0, "tcp", "", "m")  # type: ignore[arg-type]
+    assert made.global_segment_size == 5
+
+
 def test_another_tenant_is_refused() -> None:
     client = MooncakeDistributedStore()
     assert client.setup("h", "m", 0, 0, "tcp", "", "unix:/none", None, False, "", "other") == -600
