@@ -30,6 +30,8 @@ from snapd.repository import Repository
 from snapd.warmup import Demand, Loader, Registrar, Warmer
 
 _HOUSEKEEPING_SECONDS = 1.0
+_SIGNAL_SECONDS = 0.1
+"""How late a signal may be noticed."""
 _END_SECONDS = 1.0
 _logger = logging.getLogger(__name__)
 
@@ -132,7 +134,11 @@ class Daemon:
             for name, work in self._work.items():
                 self._workers.start(name, work)
             notify("READY=1\nSTATUS=running")
-            self._stopping.wait()
+            # Not `wait()`: the kernel may hand the signal to any thread (after a SIGCONT, say), and
+            # Python runs the handler when the main thread next runs. Nor may this thread hold the
+            # event's lock when the handler, which runs on top of it, takes that lock.
+            while not self._stopping.is_set():
+                time.sleep(_SIGNAL_SECONDS)
             notify("STOPPING=1\nSTATUS=writing the last snapshot")
             return self._stop(supervisor)
         finally:

@@ -105,7 +105,12 @@ class Site:
         """SIGTERM, and the exit code."""
         daemon = self.daemons.pop()
         daemon.send_signal(signal.SIGTERM)
-        return daemon.wait(DEADLINE_SECONDS)
+        try:
+            return daemon.wait(DEADLINE_SECONDS)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+            raise AssertionError(f"the daemon did not end on SIGTERM:\n{self.log()}") from None
 
     def log(self) -> str:
         """What the daemon and the store logged."""
