@@ -112,6 +112,7 @@ class SlotBook:
         """Clear slots that failed the audit. They are free already, as far as the book goes."""
         self._words[rows] = 0
         self._shared[rows, SLOT_SEAL_WORD] = 0
+        self._shared[rows] = 0
 
     def heal(self, row: int) -> bool:
         """Write a slot's record again if shared memory differs from the book; says whether."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from snapd.segment import DataGrowth, open_segment
 from snapd.store.blocks import BlockStore
 from snapd.store.engine import StoreEngine
 from snapd.store.eventlog import EventLogFile
-from snapd.store.server import SOCKET_NAME, StoreServer, bind_socket
+from snapd.store.server import SOCKET_NAME, StoreServer
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,51 +35,46 @@ def run_store(settings: Settings, event_log: Path | None = None) -> int:
     """Serve until SIGTERM or SIGINT; the segment stays. Returns the exit code 0.
 
     With `event_log`, every eviction and removal is appended to that file. Raises LockHeldError,
-    NewerFormatError or SegmentError when the segment cannot be had, or its memory runs out.
+    NewerFormatError or SegmentError when segment or socket cannot be had, or its memory runs out.
     """
+    # Until the loop has its handlers. Whatever this interrupts, SIGKILL might have, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     began = time.monotonic()
     segment = open_segment(
         settings.segment_path, settings.global_segment_size, slot_count(settings)
     )
     log = EventLogFile(event_log) if event_log is not None else None
-    server: StoreServer | None = None
+    servers: list[StoreServer] = []
 
     def memory_ran_out(error: SegmentError) -> None:
-        if server is not None:
+        for server in servers:
             server.fail(error)
 
     growth = DataGrowth(segment, memory_ran_out)
     growth.start()
     try:
+        now = time.monotonic()
         blocks = BlockStore(
-            segment,
-            growth,
-            settings,
-            now=time.monotonic(),
-            wall_seconds=time.time(),
-            event_log=log,
+            segment, growth, settings, now=now, wall_seconds=time.time(), event_log=log
         )
-        engine = StoreEngine(blocks, now=time.monotonic(), version=__version__)
+        engine = StoreEngine(blocks, now=now, version=__version__)
         path = Path(settings.runtime_dir) / SOCKET_NAME
-        try:
-            listener = bind_socket(path)
-        except FileExistsError as error:
-            raise LockHeldError(f"{error}: stop it, or set runtime_dir") from error
-        except OSError as error:
-            raise SegmentError(f"cannot listen at {path}: {error}; check runtime_dir") from error
-        server = StoreServer(engine, path)
+
+        def ready() -> None:
+            event(
+                _LOG,
+                logging.INFO,
+                "store ready",
+                adopted=blocks.counters.adopted_blocks,
+                dropped=blocks.counters.dropped_slots,
+                created=segment.created,
+                seconds=round(time.monotonic() - began, 3),
+                socket=path,
+            )
+
+        servers.append(StoreServer(engine, path, ready))
         growth.check()
-        event(
-            _LOG,
-            logging.INFO,
-            "store ready",
-            adopted=blocks.counters.adopted_blocks,
-            dropped=blocks.counters.dropped_slots,
-            created=segment.created,
-            seconds=round(time.monotonic() - began, 3),
-            socket=path,
-        )
-        asyncio.run(server.run(listener))
+        _serve(servers[0], path)
         event(_LOG, logging.INFO, "store stopped", segment=segment.path)
     finally:
         growth.stop()
@@ -85,3 +82,13 @@ def run_store(settings: Settings, event_log: Path | None = None) -> int:
         if log is not None:
             log.close()
     return 0
+
+
+def _serve(server: StoreServer, path: Path) -> None:
+    """Run the server; its errors in the terms of the command line."""
+    try:
+        asyncio.run(server.run())
+    except FileExistsError as error:
+        raise LockHeldError(f"{error}: stop it, or set runtime_dir") from error
+    except OSError as error:
+        raise SegmentError(f"cannot listen at {path}: {error}; check runtime_dir") from error

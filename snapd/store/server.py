@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from snapd.config import event
@@ -23,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 SOCKET_NAME = "store.sock"
 CLIENTS_MAX = 1024
-FRAME_SECONDS_MAX = 10.0
+FRAME_SECONDS_MAX = 5.0
 """A frame that has begun must be complete after this long."""
 
 UNREAD_BYTES_MAX = 32 * 2**20
@@ -38,8 +39,12 @@ RECEIVE_BUFFER_BYTES = 1 << 18
 class StoreServer:
     """Serves one engine on a Unix socket until SIGTERM or SIGINT, or until `fail`."""
 
-    def __init__(self, engine: StoreEngine, socket_path: Path) -> None:
+    def __init__(
+        self, engine: StoreEngine, socket_path: Path, on_ready: Callable[[], None]
+    ) -> None:
+        """`on_ready` is called once, when clients can connect."""
         self._engine = engine
+        self._on_ready = on_ready
         self._path = socket_path
         self._connections: dict[int, _Connection] = {}
         self._next_connection = 1
@@ -48,16 +53,21 @@ class StoreServer:
         self._stopped: asyncio.Future[None] | None = None
         self._failure: SnapdError | None = None
 
-    async def run(self, listener: socket.socket) -> None:
-        """Serve on a bound socket. Raises what `fail` was given."""
+    async def run(self) -> None:
+        """Bind the socket and serve. Raises OSError (see `bind_socket`), or what `fail` was given.
+
+        Whoever can connect can rely on SIGTERM ending the store politely.
+        """
         loop = asyncio.get_running_loop()
         self._loop, self._stopped = loop, loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, None)
+        listener = bind_socket(self._path)
         server = await loop.create_unix_server(
             lambda: _Connection(self), sock=listener, backlog=128
         )
         self._schedule()
+        self._on_ready()
         if self._failure is not None:
             self._stop(self._failure)
         try:

@@ -62,8 +62,11 @@ def content(seed: int, size: int) -> bytes:
 class StoreClient:
     """A client that copies, hashes and verifies, as `snapd.client` does, one batch at a time."""
 
-    def __init__(self, call: Call, role: str = "client") -> None:
+    def __init__(
+        self, call: Call, role: str = "client", hang_up: Callable[[], None] = lambda: None
+    ) -> None:
         self.call = call
+        self.hang_up = hang_up
         self.hello = call(m.Hello(m.PROTOCOL_VERSION, role, "test"), m.HelloReply)
         self.view = SegmentView(self.hello.segment_path, self.hello.segment_id)
         self.view.hold_writer(self.hello.writer)
@@ -146,6 +149,7 @@ class StoreClient:
 
     def close(self) -> None:
         self.view.close()
+        self.hang_up()
 
 
 def unpack_reserved(reply: m.Reserved) -> tuple[Any, Any, Any, Any]:
@@ -295,7 +299,8 @@ class StoreProcess:
                 time.sleep(0.005)
 
     def client(self, role: str = "client") -> StoreClient:
-        return StoreClient(self.connect().call, role)
+        connection = self.connect()
+        return StoreClient(connection.call, role, connection.close)
 
     def exit_code(self) -> int | None:
         return None if self.process is None else self.process.poll()
