@@ -31,7 +31,7 @@ def decode_repository(raw: bytes) -> bytes:
     """The repository's id. Raises CorruptError or NewerFormatError."""
     try:
         record = msgspec.json.decode(raw, type=RepositoryFile)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptError(f"repository.json: {error}") from error
     if record.format_version > FORMAT_VERSION:
         raise NewerFormatError(

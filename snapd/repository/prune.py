@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from snapd.blocks.keys import I64, U64
 from snapd.disk import Disk
 from snapd.errors import LockHeldError, SnapdError
 from snapd.formats.removals import Removals
@@ -22,6 +23,9 @@ from snapd.repository.names import (
 )
 from snapd.repository.recovery import load_pack
 from snapd.repository.state import PackInfo, RepositoryState
+
+_CARRIED_BYTES = 128
+"""About what a removal costs when it is said again: in the journal and in the next pack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class Pruner:
         self._retain = retain
         self._packs_of: dict[int, frozenset[int]] = {}
         """Packs that each readable manifest names."""
+        self._removal_hashes: dict[int, U64] = {}
 
     @property
     def retained(self) -> frozenset[int]:
@@ -126,51 +131,82 @@ class Pruner:
         needed = frozenset[int]().union(writing, *self._packs_of.values())
         with state.catalog.lock:
             live = state.catalog.live
-            gone = [
+            idle = [
                 pack
                 for pack in state.packs.values()
                 if pack.sequence not in needed
                 and pack.sequence <= state.pack_floor
                 and not bool(live[pack.rows].any())
             ]
+            gone = self._worth_deleting(state, idle)
             if not gone:
                 return []
-            carry = self._carry_over(state, gone)
+            carry = state.catalog.table.take(self._rows_to_carry(state, gone))
             epoch = self._epoch_to_keep(state, gone)
             # From here on nobody can bring an evicted row of theirs back to life.
             for pack in gone:
                 state.catalog.forget(np.arange(pack.rows.start, pack.rows.stop))
-        self._journal.append(carry, epoch)
+        self._journal.append(Removals.of_blocks(carry), epoch)
         for pack in gone:
             self._disk.remove(pack.name)
+            self._removal_hashes.pop(pack.sequence, None)
             with state.catalog.lock:
                 del state.packs[pack.sequence]
         self._disk.sync_directory(PACKS)
         return gone
 
-    def _carry_over(self, state: RepositoryState, gone: list[PackInfo]) -> Removals:
-        """Removals for every dead version in a remaining pack whose end only `gone` may tell.
+    def _worth_deleting(self, state: RepositoryState, idle: list[PackInfo]) -> list[PackInfo]:
+        """Those whose space is worth more than saying again what they say. The others, small packs
+        with many removals that still cover something, wait until what those cover has gone."""
+        if not idle:
+            return []
+        rows = self._dead_rows_outside(state, idle)
+        ranked = np.sort(state.catalog.table.key_hash[rows])
+        chosen: list[PackInfo] = []
+        for pack in idle:
+            hashes = np.unique(self._hashes_in(state, pack))
+            first = np.searchsorted(ranked, hashes, side="left")
+            carried = int((np.searchsorted(ranked, hashes, side="right") - first).sum())
+            if 2 * _CARRIED_BYTES * carried < pack.file_bytes:
+                chosen.append(pack)
+        return chosen
+
+    def _rows_to_carry(self, state: RepositoryState, gone: list[PackInfo]) -> I64:
+        """Dead versions in remaining packs whose end only the packs in `gone` may tell.
 
         Too many do no harm: each is of a version that is dead already, and up to that one only.
         """
+        rows = self._dead_rows_outside(state, gone)
+        hashes = np.concatenate([self._hashes_in(state, pack) for pack in gone])
+        found: I64 = rows[np.isin(state.catalog.table.key_hash[rows], hashes)]
+        return found
+
+    def _dead_rows_outside(self, state: RepositoryState, leaving: list[PackInfo]) -> I64:
+        """Rows on disk, outside of these packs, that must never come back."""
         table, dead = state.catalog.table, state.catalog.state
-        leaving = np.zeros(len(table), np.bool_)
-        for pack in gone:
-            leaving[pack.rows] = True
-        staying = np.zeros(len(table), np.bool_)
+        on_disk = np.zeros(len(table), np.bool_)
         for pack in state.packs.values():
-            staying[pack.rows] = True
-        staying &= ~leaving & (dead != RowState.LIVE) & (dead != RowState.EVICTED)
+            on_disk[pack.rows] = True
+        for pack in leaving:
+            on_disk[pack.rows] = False
+        never = (dead != RowState.LIVE) & (dead != RowState.EVICTED)
         # The epoch says enough about versions of earlier ones.
-        staying &= table.epoch >= np.uint32(state.epoch)
-        hashes = [table.key_hash[leaving]]
-        for pack in gone:
-            if pack.removals:
-                _, index = load_pack(self._disk, state.repository_id, pack.name)
-                hashes.append(index.removals.key_hash)
-        rows = np.flatnonzero(staying)
-        rows = rows[np.isin(table.key_hash[rows], np.concatenate(hashes))]
-        return Removals.of_blocks(table.take(rows))
+        rows: I64 = np.flatnonzero(on_disk & never & (table.epoch >= np.uint32(state.epoch)))
+        return rows
+
+    def _hashes_in(self, state: RepositoryState, pack: PackInfo) -> U64:
+        """Key hashes of all blocks and removals in a pack."""
+        blocks = state.catalog.table.key_hash[pack.rows]
+        if not pack.removals:
+            return blocks
+        return np.concatenate([blocks, self._hashes_of_removals(state, pack)])
+
+    def _hashes_of_removals(self, state: RepositoryState, pack: PackInfo) -> U64:
+        """Key hashes of the removals in a pack's index; kept, since idle packs are asked often."""
+        if pack.sequence not in self._removal_hashes:
+            _, index = load_pack(self._disk, state.repository_id, pack.name)
+            self._removal_hashes[pack.sequence] = index.removals.key_hash
+        return self._removal_hashes[pack.sequence]
 
     def _epoch_to_keep(self, state: RepositoryState, gone: list[PackInfo]) -> int | None:
         """The repository's epoch, if packs remain that need it and none of them says it."""

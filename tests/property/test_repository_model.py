@@ -142,7 +142,10 @@ class PosixLives(RepositoryLives):
             shutil.rmtree(self.directory)
 
 
+EXAMPLES = settings().max_examples
+"""Of the profile: 100, or 2,000 with `--long`."""
+
 TestSimulatedLives = SimulatedLives.TestCase
-TestSimulatedLives.settings = settings(max_examples=60, stateful_step_count=25)
+TestSimulatedLives.settings = settings(max_examples=EXAMPLES * 6 // 10, stateful_step_count=25)
 TestPosixLives = PosixLives.TestCase
-TestPosixLives.settings = settings(max_examples=8, stateful_step_count=15)
+TestPosixLives.settings = settings(max_examples=EXAMPLES // 12, stateful_step_count=15)

@@ -59,10 +59,21 @@ def table_of(
 
 
 def append(
-    writer: PackWriter, blocks: dict[bytes, bytes], *, sequence: int = 1, epoch: int = 0
+    writer: PackWriter,
+    blocks: dict[bytes, bytes],
+    *,
+    sequence: int = 1,
+    epoch: int = 0,
+    fingerprint: int = 0,
 ) -> None:
     """Append blocks by key."""
-    table = table_of(list(blocks), list(blocks.values()), sequence=sequence, epoch=epoch)
+    table = table_of(
+        list(blocks),
+        list(blocks.values()),
+        sequence=sequence,
+        epoch=epoch,
+        fingerprint=fingerprint,
+    )
     good = writer.append(table, [aligned(data) for data in blocks.values()])
     assert good.all()
 

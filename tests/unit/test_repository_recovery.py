@@ -1,0 +1,644 @@
+"""Recovery in all its steps, pruning and what stops it, and files that were tampered with."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pytest
+import xxhash
+from repository_kit import append, blank, content, contents_of, put, remove, table_of
+
+from snapd.blocks import Codec, KeyColumn, hash_keys
+from snapd.disk.simulated import SimulatedDisk
+from snapd.errors import (
+    CorruptError,
+    DiskError,
+    LockHeldError,
+    NewerFormatError,
+    NothingThereError,
+    RefusedError,
+)
+from snapd.formats.sealed import HEADER_DTYPE, PAGE_BYTES
+from snapd.repository import PackWriter, Repository, RowState, Sample
+from snapd.repository import repository as repository_module
+
+SEED = 8_128
+
+
+def opened(disk: SimulatedDisk, **options: object) -> Repository:
+    repository = Repository.open(disk, **options)  # type: ignore[arg-type]
+    repository.recover()
+    return repository
+
+
+def values(sequence: int, *names: str) -> dict[bytes, bytes]:
+    return {name.encode(): content(name.encode(), sequence, 2500) for name in names}
+
+
+def names_in(disk: SimulatedDisk, directory: str) -> list[str]:
+    return [f"{directory}/{name}" for name in disk.list(directory)]
+
+
+def flip(disk: SimulatedDisk, name: str, at: int, mask: int = 0xFF) -> None:
+    data = bytearray(disk.contents(name))
+    data[at] ^= mask
+    disk.replace_contents(name, bytes(data))
+
+
+def make_newer(disk: SimulatedDisk, name: str) -> None:
+    """Give a sealed file the format version after ours, with a fitting checksum."""
+    data = disk.contents(name)
+    record = np.frombuffer(data[:PAGE_BYTES], HEADER_DTYPE).copy()
+    record["format_version"] += 1
+    body = record.tobytes()[: PAGE_BYTES - 8]
+    page = body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
+    disk.replace_contents(name, page + data[PAGE_BYTES:])
+
+
+@pytest.fixture
+def disk() -> SimulatedDisk:
+    """Two generations and a pack sealed after them; `gone` removed, `old` superseded."""
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        put(repository, values(1, "a", "old", "gone"), sequence=1)
+        repository.commit()
+        put(repository, values(2, "old", "b"), sequence=2)
+        remove(repository, [b"gone"], sequence=3)
+        repository.commit()
+        put(repository, values(4, "c"), sequence=4)
+    return disk
+
+
+WHOLE = {**values(1, "a"), **values(2, "old", "b"), **values(4, "c")}
+
+
+# --- the steps ----------------------------------------------------------------------------------
+
+
+def test_newest_manifest_and_the_packs_after_it(disk: SimulatedDisk) -> None:
+    with Repository.open(disk) as repository:
+        recovery = repository.recover()
+        assert (recovery.source, recovery.generation, recovery.blocks) == ("manifest", 2, 4)
+        assert recovery.committed_at > 0
+        assert contents_of(repository) == WHOLE
+
+
+def test_an_unreadable_manifest_falls_back_to_the_one_before(disk: SimulatedDisk) -> None:
+    flip(disk, "manifests/0000000002.manifest", 5000)
+    with Repository.open(disk) as repository:
+        recovery = repository.recover()
+        assert (recovery.source, recovery.generation) == ("previous", 1)
+        assert len(recovery.unreadable_manifests) == 1
+        assert contents_of(repository) == WHOLE
+
+
+def test_without_any_manifest_packs_alone_give_the_same(disk: SimulatedDisk) -> None:
+    for name in names_in(disk, "manifests"):
+        flip(disk, name, 5000)
+    with Repository.open(disk) as repository:
+        assert repository.recover().source == "rebuilt"
+        assert contents_of(repository) == WHOLE
+
+
+def test_rebuild_needs_no_journal_once_a_pack_was_sealed(disk: SimulatedDisk) -> None:
+    """Epochs, removals and versions are all in the packs."""
+    with opened(disk) as repository:
+        put(repository, values(9, "z"), sequence=9)
+        repository.journal(epoch=1)
+        put(repository, values(10, "y"), sequence=10, epoch=1)
+    for directory in ("manifests", "journal"):
+        for name in names_in(disk, directory):
+            disk.remove(name)
+    with Repository.open(disk) as repository:
+        assert repository.recover().source == "rebuilt"
+        assert contents_of(repository) == values(10, "y")
+        assert repository.epoch == 1
+
+
+def test_nothing_usable_starts_empty_and_moves_the_files_aside(disk: SimulatedDisk) -> None:
+    for directory in ("manifests", "packs"):
+        for name in names_in(disk, directory):
+            flip(disk, name, 100)
+    before = len(names_in(disk, "packs")) + len(names_in(disk, "manifests"))
+    with Repository.open(disk) as repository:
+        recovery = repository.recover()
+        assert recovery.source == "empty"
+        assert len(recovery.moved_aside) == before
+        assert names_in(disk, "packs") == names_in(disk, "manifests") == []
+        assert names_in(disk, "aside-1") == sorted(recovery.moved_aside)
+        put(repository, values(1, "new"))
+        assert repository.commit().generation > 2
+    with opened(disk) as repository:
+        assert contents_of(repository) == values(1, "new")
+
+
+def test_a_manifest_whose_pack_is_missing_loses_just_that_and_counts_it(
+    disk: SimulatedDisk,
+) -> None:
+    disk.remove(names_in(disk, "packs")[1])
+    with Repository.open(disk) as repository:
+        recovery = repository.recover()
+        assert recovery.blocks_lost == 2
+        assert len(recovery.unreadable_packs) == 1
+        # The older version of `old` stays dead although nothing newer is there.
+        assert contents_of(repository) == {**values(1, "a"), **values(4, "c")}
+
+
+def test_losing_the_index_that_superseded_a_block_does_not_bring_it_back(
+    disk: SimulatedDisk,
+) -> None:
+    """The journal says it too, until the next pack does."""
+    with opened(disk) as repository:
+        put(repository, values(20, "a"), sequence=20)
+    newest = names_in(disk, "packs")[-1]
+    flip(disk, newest, len(disk.contents(newest)) - 100)
+    with opened(disk) as repository:
+        assert b"a" not in contents_of(repository)
+
+
+# --- newer and foreign files --------------------------------------------------------------------
+
+
+def test_a_newer_manifest_is_kept_nothing_is_pruned_and_work_goes_on(disk: SimulatedDisk) -> None:
+    newest = "manifests/0000000002.manifest"
+    make_newer(disk, newest)
+    kept = disk.contents(newest)
+    with opened(disk, retain=1) as repository:
+        assert contents_of(repository) == WHOLE
+        packs = set(names_in(disk, "packs"))
+        for sequence in range(10, 14):
+            put(repository, values(sequence, "a"), sequence=sequence)
+            summary = repository.commit()
+            assert "cannot be read" in summary.pruned.blocked
+        assert summary.generation == 6
+        assert packs <= set(names_in(disk, "packs"))
+        assert len(disk.list("manifests")) == 6
+    assert disk.contents(newest) == kept
+
+
+def test_a_newer_pack_is_kept_and_the_rest_is_served(disk: SimulatedDisk) -> None:
+    newest = names_in(disk, "packs")[-1]
+    make_newer(disk, newest)
+    with Repository.open(disk) as repository:
+        recovery = repository.recover()
+        assert "newer" in recovery.unreadable_packs[0]
+        assert b"c" not in contents_of(repository)
+        put(repository, values(30, "d"), sequence=30)
+        for _ in range(5):
+            repository.commit()
+        assert newest in names_in(disk, "packs")
+
+
+def test_only_newer_files_are_left_where_they_are(disk: SimulatedDisk) -> None:
+    for directory in ("manifests", "packs"):
+        for name in names_in(disk, directory):
+            make_newer(disk, name)
+    before = names_in(disk, "manifests") + names_in(disk, "packs")
+    with Repository.open(disk) as repository:
+        recovery = repository.recover()
+        assert (recovery.source, recovery.moved_aside) == ("empty", [])
+        put(repository, values(1, "new"))
+        repository.commit()
+        assert set(before) < set(names_in(disk, "manifests") + names_in(disk, "packs"))
+
+
+def test_a_newer_repository_is_refused(disk: SimulatedDisk) -> None:
+    text = disk.contents("repository.json").replace(b": 1", b": 2")
+    disk.replace_contents("repository.json", text)
+    for read_only in (False, True):
+        with pytest.raises(NewerFormatError):
+            Repository.open(disk, read_only=read_only)
+    assert disk.contents("repository.json") == text
+
+
+def test_a_damaged_repository_file_is_replaced_from_what_repeats_it(disk: SimulatedDisk) -> None:
+    disk.replace_contents("repository.json", b"{")
+    with Repository.open(disk, read_only=True) as repository:
+        repository.recover()
+        assert contents_of(repository) == WHOLE
+    with Repository.open(disk) as repository:
+        assert repository.recover().moved_aside == ["aside-1/repository.json"]
+        assert contents_of(repository) == WHOLE
+    with opened(disk) as repository:
+        assert contents_of(repository) == WHOLE
+
+
+def test_packs_and_journals_of_another_repository_are_not_believed(disk: SimulatedDisk) -> None:
+    other = SimulatedDisk(99)
+    with opened(other) as repository:
+        put(repository, values(50, "a", "foreign"), sequence=50)
+        remove(repository, [b"b"], sequence=51)
+    for name in [*names_in(other, "packs"), *names_in(other, "journal")]:
+        target = name.replace("0000000001", "0000000077")
+        disk.open(target, "x").write([other.contents(name)], 0)
+    with Repository.open(disk) as repository:
+        recovery = repository.recover()
+        assert "another repository" in recovery.unreadable_packs[0]
+        assert contents_of(repository) == WHOLE
+
+
+def test_a_pack_under_another_name_is_not_believed(disk: SimulatedDisk) -> None:
+    name = names_in(disk, "packs")[0]
+    disk.rename(name, name.replace("0000000001", "0000000009"))
+    with Repository.open(disk) as repository:
+        recovery = repository.recover()
+        assert len(recovery.unreadable_packs) == 2
+        assert contents_of(repository) == {**values(2, "old", "b"), **values(4, "c")}
+
+
+def test_names_that_are_no_packs_are_left_alone(disk: SimulatedDisk) -> None:
+    for name in ("packs/readme", "packs/9999999999-" + "0" * 32 + ".pack", "manifests/x"):
+        disk.open(name, "x").write([b"?"], 0)
+    with opened(disk) as repository:
+        assert contents_of(repository) == WHOLE
+        repository.commit()
+    assert "packs/readme" in names_in(disk, "packs")
+
+
+# --- damage -------------------------------------------------------------------------------------
+
+
+def test_any_damaged_byte_gives_no_wrong_byte_and_no_removed_key() -> None:
+    """Each file in turn, seeded positions: what is restored is right, and recovery never fails."""
+    rng = np.random.default_rng(SEED)
+    base = SimulatedDisk(SEED)
+    with opened(base) as repository:
+        put(repository, values(1, "a", "old", "gone"), sequence=1)
+        repository.commit()
+        put(repository, values(2, "old", "b"), sequence=2)
+        remove(repository, [b"gone"], sequence=3)
+        repository.commit()
+        put(repository, values(4, "c"), sequence=4)
+        remove(repository, [b"b"], sequence=5)
+    right = {**values(1, "a"), **values(2, "old"), **values(4, "c")}
+    files = [n for d in ("packs", "manifests", "journal") for n in names_in(base, d)]
+    for name in [*files, "repository.json"]:
+        size = len(base.contents(name))
+        for at in rng.integers(0, size, 40).tolist():
+            disk = base.clone(SEED)
+            flip(disk, name, at)
+            check_subset(disk, right, (name, at), lossless=name.startswith("manifests"))
+        for length in rng.integers(0, size, 15).tolist():
+            disk = base.clone(SEED)
+            disk.replace_contents(name, disk.contents(name)[:length])
+            check_subset(disk, right, (name, length), lossless=name.startswith("manifests"))
+
+
+def check_subset(
+    disk: SimulatedDisk, right: dict[bytes, bytes], where: object, *, lossless: bool
+) -> None:
+    with opened(disk) as repository:
+        rows = np.flatnonzero(repository.catalog.live)
+        table = repository.catalog.take(rows)
+        buffers = [blank(size) for size in table.size.tolist()]
+        good = repository.read(rows, buffers)
+        found = {
+            key: bytes(buffer[:2500])
+            for key, buffer, fine in zip(table.keys.to_list(), buffers, good, strict=True)
+            if fine
+        }
+        # `b` was removed by the journal's only record: if just that is hit, nothing else knows.
+        expected = {**right, b"b": content(b"b", 2, 2500)} if "journal" in str(where) else right
+        assert found.items() <= expected.items(), where
+        if lossless:
+            assert found == right, where
+
+
+def test_two_blocks_that_changed_places_are_both_refused(disk: SimulatedDisk) -> None:
+    name = names_in(disk, "packs")[0]
+    data = bytearray(disk.contents(name))
+    first, second = slice(4096, 8192), slice(8192, 12288)
+    data[first], data[second] = data[second], data[first]
+    disk.replace_contents(name, bytes(data))
+    with opened(disk) as repository:
+        rows = repository.catalog.find(KeyColumn.from_list([b"a"]), hash_keys([b"a"]))
+        assert not repository.read(rows, [blank(2500)]).any()
+        assert repository.reject(rows) == 1
+        assert disk.list("quarantine")
+        assert repository.catalog.state[rows[0]] == RowState.LOST
+        assert b"a" not in contents_of(repository)
+        findings = repository.verify(all_blocks=True).findings
+        assert [finding.file for finding in findings] == [name]
+
+
+def test_verify_names_what_is_damaged_and_samples_cover_everything(disk: SimulatedDisk) -> None:
+    with Repository.open(disk, read_only=True) as repository:
+        clean = repository.verify()
+        assert (clean.generation, clean.packs, clean.blocks, clean.findings) == (2, 2, 3, [])
+        parts = [repository.verify(all_blocks=True, sample=Sample(n, 3)) for n in (1, 2, 3)]
+        assert sum(part.blocks for part in parts) == repository.verify(all_blocks=True).blocks == 6
+        with pytest.raises(NothingThereError):
+            repository.verify(77)
+    flip(disk, names_in(disk, "packs")[1], 4100)
+    flip(disk, "manifests/0000000001.manifest", 0)
+    with Repository.open(disk, read_only=True) as repository:
+        assert [one.blocks for one in repository.verify().findings] == [1]
+        files = [one.file for one in repository.verify(all_blocks=True).findings]
+        assert files == ["manifests/0000000001.manifest", names_in(disk, "packs")[1]]
+
+
+# --- pruning ------------------------------------------------------------------------------------
+
+
+def test_pruning_keeps_what_retained_generations_need(disk: SimulatedDisk) -> None:
+    with opened(disk, retain=2) as repository:
+        for sequence in range(10, 20):
+            put(repository, values(sequence, "a", "old", "b", "c"), sequence=sequence)
+            pruned = repository.commit().pruned
+            assert not pruned.blocked
+        assert len(disk.list("manifests")) == 2
+        assert len(disk.list("packs")) == 2
+        assert contents_of(repository) == values(19, "a", "old", "b", "c")
+        assert repository.verify(all_blocks=True).findings == []
+        for generation in repository.generations():
+            assert repository.verify(generation.generation).findings == []
+
+
+def test_a_readers_pin_stops_pruning_and_pruning_resumes(disk: SimulatedDisk) -> None:
+    with opened(disk, retain=1) as repository:
+        with Repository.open(disk, read_only=True):
+            put(repository, values(10, "a", "old", "b", "c"), sequence=10)
+            assert "pin" in repository.commit().pruned.blocked
+            assert len(disk.list("manifests")) == 3
+            assert len(disk.list("packs")) == 4
+        assert repository.commit().pruned.packs == 3
+        assert len(disk.list("packs")) == 1
+
+
+def test_a_shield_is_not_deleted_without_saying_again_what_it_said() -> None:
+    """Pack 2 supersedes a block of pack 1 and dies; pack 1 stays. A rebuild must not revive it."""
+    disk = SimulatedDisk(SEED)
+    with opened(disk, retain=1) as repository:
+        put(repository, values(1, "stays", "k"), sequence=1)
+        put(repository, values(2, "k"), sequence=2)
+        remove(repository, [b"k"], sequence=3)
+        put(repository, values(4, "x"), sequence=4)
+        repository.commit()
+        repository.commit()
+        assert len(disk.list("packs")) == 2
+        assert [name[:10] for name in disk.list("packs")] == ["0000000001", "0000000003"]
+        # Now the pack that carries the removal dies as well.
+        put(repository, values(5, "x"), sequence=5)
+        repository.commit()
+        repository.commit()
+        assert [name[:10] for name in disk.list("packs")] == ["0000000001", "0000000004"]
+        repository.rebuild()
+        assert contents_of(repository) == {**values(1, "stays"), **values(5, "x")}
+
+
+def test_an_epoch_survives_the_packs_that_said_it() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk, retain=1) as repository:
+        put(repository, values(1, "a"), sequence=1)
+        repository.journal(epoch=4)
+        put(repository, values(2, "b"), sequence=2, epoch=4)
+        for _ in range(3):
+            repository.commit()
+        repository.journal(epoch=5)
+        put(repository, values(3, "c"), sequence=3, epoch=5)
+        for _ in range(3):
+            repository.commit()
+        repository.rebuild()
+        assert repository.epoch == 5
+        assert contents_of(repository) == values(3, "c")
+
+
+def test_journal_files_go_only_when_a_sealed_pack_and_a_manifest_cover_them() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        put(repository, values(1, "a", "b"), sequence=1)
+        repository.commit()
+        remove(repository, [b"a"], sequence=2)
+        repository.commit()
+        assert len(disk.list("journal")) == 1, "no pack carries the removal yet"
+        put(repository, values(3, "c"), sequence=3)
+        assert len(disk.list("journal")) == 1, "no manifest covers it yet"
+        repository.commit()
+        assert disk.list("journal") == []
+
+
+def test_many_removals_get_a_pack_of_their_own_which_stays_while_it_matters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repository_module, "PENDING_REMOVALS_MAX", 100)
+    disk = SimulatedDisk(SEED)
+    names = [f"{number:03d}" for number in range(200)]
+    with opened(disk, retain=1) as repository:
+        put(repository, values(1, "stays", *names), sequence=1)
+        remove(repository, [name.encode() for name in names], sequence=2)
+        for _ in range(4):
+            repository.commit()
+            assert [name[:10] for name in disk.list("packs")] == ["0000000001", "0000000002"]
+            assert disk.list("journal") == []
+        repository.rebuild()
+        assert contents_of(repository) == values(1, "stays")
+        # Once the blocks that it covers are gone, it goes too.
+        put(repository, values(3, "stays"), sequence=3)
+        for _ in range(3):
+            repository.commit()
+        assert [name[:10] for name in disk.list("packs")] == ["0000000003"]
+
+
+# --- versions and rows --------------------------------------------------------------------------
+
+
+def test_an_older_version_sealed_late_does_not_win() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        put(repository, values(5, "k"), sequence=5)
+        put(repository, values(3, "k"), sequence=3)
+        assert contents_of(repository) == values(5, "k")
+        repository.rebuild()
+        assert contents_of(repository) == values(5, "k")
+
+
+def test_a_removal_while_a_pack_is_written_kills_what_it_will_hold() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        writer = repository.begin_pack()
+        append(writer, values(1, "a", "b"), sequence=1)
+        remove(repository, [b"a"], sequence=2)
+        writer.seal()
+        assert contents_of(repository) == values(1, "b")
+    with opened(disk) as repository:
+        assert contents_of(repository) == values(1, "b")
+        repository.rebuild()
+        assert contents_of(repository) == values(1, "b")
+
+
+def test_a_pack_sealed_after_the_commit_that_began_before_it_is_found_again() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        slow = repository.begin_pack()
+        append(slow, values(1, "slow"), sequence=1)
+        put(repository, values(2, "fast"), sequence=2)
+        repository.commit()
+        slow.seal()
+    with opened(disk) as repository:
+        assert contents_of(repository) == {**values(1, "slow"), **values(2, "fast")}
+
+
+def test_only_evicted_rows_come_back_to_life() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        rows = put(repository, values(1, "evicted", "removed", "superseded"), sequence=1)
+        put(repository, values(2, "superseded"), sequence=2)
+        remove(repository, [b"removed"], sequence=3)
+        catalog = repository.catalog
+        assert catalog.set_live(rows[:1], live=False).all()
+        assert contents_of(repository) == values(2, "superseded")
+        assert catalog.set_live(rows, live=True).tolist() == [True, False, False]
+        assert contents_of(repository) == {**values(1, "evicted"), **values(2, "superseded")}
+
+
+def test_incarnations_keep_their_order_and_epochs_never_fall() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        first = repository.incarnation(b"1" * 16)
+        repository.journal(epoch=3)
+        second = repository.incarnation(b"2" * 16)
+        assert (first.ordinal, first.epoch_base) == (1, 0)
+        assert (second.ordinal, second.epoch_base) == (2, 3)
+    disk.crash()
+    with opened(disk) as repository:
+        assert repository.incarnation(b"1" * 16) == first
+        assert repository.incarnation(b"2" * 16) == second
+        assert repository.incarnation(b"3" * 16).ordinal == 3
+
+
+def test_fingerprints_come_back_with_their_blocks() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        label = repository.fingerprint("model/bf16")
+        assert repository.fingerprint("") == 0
+        assert repository.fingerprint("model/bf16") == label
+        writer = repository.begin_pack()
+        append(writer, values(1, "a"), fingerprint=label)
+        writer.seal()
+    with opened(disk) as repository:
+        assert repository.fingerprints == {label: "model/bf16"}
+        assert repository.catalog.table.fingerprint.tolist() == [label]
+
+
+# --- failures -----------------------------------------------------------------------------------
+
+
+def append_and_seal(writer: PackWriter) -> None:
+    append(writer, values(1, "a"))
+    writer.seal()
+
+
+@pytest.mark.parametrize(("kind", "nth"), [("write", 0), ("write", 1), ("sync", 0), ("rename", 0)])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_failed_pack_is_given_up_and_the_next_one_works(kind: str, nth: int, code: int) -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        writer = repository.begin_pack()
+        disk.fail_kind(kind, nth, code)
+        with pytest.raises(DiskError) as caught:
+            append_and_seal(writer)
+        assert caught.value.errno == code
+        with pytest.raises(DiskError):
+            writer.seal()
+        assert disk.list("packs") == []
+        assert len(repository.catalog) == 0
+        put(repository, values(1, "a"))
+        assert contents_of(repository) == values(1, "a")
+
+
+def test_a_failed_commit_leaves_the_generation_before_and_prunes_nothing(
+    disk: SimulatedDisk,
+) -> None:
+    with opened(disk, retain=1) as repository:
+        for kind in ("create", "write", "sync", "rename", "syncdir", "read"):
+            before = names_in(disk, "manifests"), names_in(disk, "packs")
+            disk.fail_kind(kind)
+            with pytest.raises(DiskError):
+                repository.commit()
+            assert set(before[0]) <= set(names_in(disk, "manifests")), kind
+            assert before[1] == names_in(disk, "packs"), kind
+        disk.fault = None
+        repository.commit()
+        assert contents_of(repository) == WHOLE
+
+
+def test_a_block_without_its_checksum_never_reaches_a_pack() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        writer = repository.begin_pack()
+        blocks = values(1, "good", "bad")
+        table = table_of(list(blocks), list(blocks.values()))
+        buffers = [blank(2500), blank(2500)]
+        buffers[0][:2500] = blocks[b"good"]
+        assert writer.append(table, buffers).tolist() == [True, False]
+        assert writer.seal().tolist() == [0, -1]
+        pack = disk.contents(names_in(disk, "packs")[0])
+        assert b"\xaa" * 8 not in pack, "bytes behind the block reached the disk"
+
+
+@pytest.mark.parametrize("codec", [Codec.RAW, Codec.ZSTD])
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 100_000, 1 << 20])
+def test_blocks_of_every_size_come_back_through_every_codec(codec: Codec, size: int) -> None:
+    disk = SimulatedDisk(SEED)
+    blocks = {b"noise": content(b"noise", 1, size), b"zeros": bytes(size)}
+    with opened(disk, codec=codec) as repository:
+        rows = put(repository, blocks)
+        assert contents_of(repository) == blocks
+        stored = repository.catalog.table.stored_size[rows].tolist()
+        assert stored[0] == size
+        assert stored[1] == size if codec is Codec.RAW or size <= 4096 else stored[1] < size
+    with opened(disk) as repository:
+        assert contents_of(repository) == blocks
+        buffer = blank(size)
+        assert repository.read(rows[1:], [buffer]).all()
+        assert not any(buffer), "the padding is not clean"
+
+
+def test_a_second_writer_is_refused_and_readers_change_nothing(disk: SimulatedDisk) -> None:
+    with opened(disk):
+        with pytest.raises(LockHeldError):
+            Repository.open(disk)
+        with opened(disk, read_only=True) as reader:
+            operations = disk.counts["write"], disk.counts["create"]
+            assert contents_of(reader) == WHOLE
+            for call in (
+                reader.commit,
+                reader.begin_pack,
+                reader.rebuild,
+                lambda: reader.journal(epoch=9),
+                lambda: reader.incarnation(b"n" * 16),
+            ):
+                with pytest.raises(RefusedError):
+                    call()
+            assert (disk.counts["write"], disk.counts["create"]) == operations
+
+
+def test_reading_an_empty_directory_says_that_nothing_is_there() -> None:
+    with pytest.raises(NothingThereError):
+        Repository.open(SimulatedDisk(1), read_only=True)
+
+
+def test_recovery_reads_no_block() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        put(repository, {b"big": bytes(8 << 20)})
+        repository.commit()
+    before = disk.bytes_read
+    with opened(disk):
+        assert disk.bytes_read - before < 200_000
+
+
+def test_show_and_list(disk: SimulatedDisk) -> None:
+    flip(disk, "manifests/0000000001.manifest", 4200)
+    with opened(disk, read_only=True) as repository:
+        first, second = repository.generations()
+        assert first.manifest is None
+        assert "digest" in first.problem
+        assert second.manifest is not None
+        assert second.manifest.blocks == 3
+        assert repository.show(2).blocks == 3
+        with pytest.raises(CorruptError):
+            repository.show(1)
+        with pytest.raises(NothingThereError):
+            repository.show(3)
