@@ -103,17 +103,18 @@ def rejected_blocks(site: Site) -> int:
     rejected = site.store_stats().corrupt
     if site.daemon is not None:
         _, text = site.http_get("/metrics")
-        rejected += sum_metric(text, "snapd_blocks_quarantined_total")
+        # What the store drops, the daemon counts too: as of the segment.
+        rejected += sum_metric(text, "snapd_blocks_quarantined_total", without="segment")
     return rejected
 
 
-def sum_metric(text: str, name: str) -> int:
-    """The sum of a counter over its labels, in the text that /metrics gives."""
+def sum_metric(text: str, name: str, without: str) -> int:
+    """The sum of a counter in the text that /metrics gives, over all reasons but one."""
     return int(
         sum(
             sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
-            if sample.name == name
+            if sample.name == name and sample.labels.get("reason") != without
         )
     )

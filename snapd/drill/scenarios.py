@@ -61,6 +61,8 @@ class Scenario:
         self._progress = progress
         self._random = random.Random(f"{name}/{plan.seed}")
         self._state = _create_shared(plan, site.shared)
+        self._flipped: tuple[int, int] | None = None
+        """The block that was damaged under the clients, and the version that it had."""
         self._names = BlockNames(*block_keys(plan.seed, plan.trace.block_count))
 
     def run(self) -> Run:
@@ -77,13 +79,15 @@ class Scenario:
         state.clock.set_speed(plan.speed)
         auditor = Auditor(self._spec(), state, self._site)
         restored = auditor.existing(kill.surviving)
-        injected = kill.injected
+        injected = set(kill.injected)
         if plan.inject:
-            injected |= self._inject_while_running()
+            injected |= self._inject_while_running(kill.timeline.ready_at)
         self._replay_window(kill.timeline.ready_at)
         self._stop_load()
+        if plan.inject:
+            injected |= self._inject_again()
         self._progress("comparing every block")
-        verdict = auditor.sweep(kill.surviving, restored, injected)
+        verdict = auditor.sweep(kill.surviving, restored, frozenset(injected))
         return Run(
             name=self._name,
             seed=plan.seed,
@@ -234,10 +238,25 @@ class Scenario:
             flipped = flip_in_pack(site.repository, self._names, self._random)
         return frozenset() if flipped is None else frozenset({flipped})
 
-    def _inject_while_running(self) -> frozenset[int]:
-        """Flip a byte in memory that clients are reading."""
+    def _inject_while_running(self, ready_at: float) -> set[int]:
+        """Flip a byte in memory while clients read, a quarter into the window."""
+        records, enough = self._state.records, self._plan.window_requests // 4
+        self._wait(lambda: int((records["fired"] >= ready_at).sum()) >= enough, "the window")
         flipped = flip_in_segment(self._site.segment, self._names, self._random)
-        return frozenset() if flipped is None else frozenset({flipped})
+        if flipped is None:
+            return set()
+        self._flipped = (flipped, int(self._state.ledger.acknowledged()[flipped]))
+        return {flipped}
+
+    def _inject_again(self) -> set[int]:
+        """Flip another byte if the first was written over before anybody could read it."""
+        ledger = self._state.ledger
+        if self._flipped is not None:
+            block, version = self._flipped
+            if int(ledger.acknowledged()[block]) == version and ledger.live()[block]:
+                return set()
+        flipped = flip_in_segment(self._site.segment, self._names, self._random)
+        return set() if flipped is None else {flipped}
 
     def _replay_window(self, ready_at: float) -> None:
         """Wait for the requests over which the hit rate is taken."""
