@@ -27,6 +27,19 @@ _TAG_SHIFT = np.uint64(32)
 _NUMBER_MASK = np.uint64(0xFFFFFFFF)
 _NUMBER_MAX = 0xFFFFFFFE
 
+_NTH_FREE: npt.NDArray[np.uint8] = np.array(
+    [
+        (
+            [at for at in range(BUCKET_ENTRIES) if free >> at & 1]
+            + [BUCKET_ENTRIES] * BUCKET_ENTRIES
+        )[:BUCKET_ENTRIES]
+        for free in range(1 << BUCKET_ENTRIES)
+    ],
+    np.uint8,
+)
+"""For each set of free places as bits, where its first, second, ... is, [256, 8]; 8 is nowhere. A
+look-up costs an eighth of sorting the places of every bucket."""
+
 Match = Callable[[I64, I64], Bools]
 """match(queries, numbers): whether row or slot `numbers[i]` holds the key of query `queries[i]`."""
 
@@ -94,11 +107,11 @@ class HashIndex:
             firsts = np.flatnonzero(np.diff(bucket, prepend=-1))
             sizes = np.diff(firsts, append=len(bucket))
             rank = np.arange(len(bucket)) - np.repeat(firsts, sizes)
-            taken = self.entries[bucket] != 0
-            free_first = np.argsort(taken, axis=1, kind="stable")
-            fits = rank < BUCKET_ENTRIES - taken.sum(axis=1)
+            free = np.packbits(self.entries[bucket] == 0, axis=1, bitorder="little")[:, 0]
+            place = _NTH_FREE[free, np.minimum(rank, BUCKET_ENTRIES - 1)]
+            fits = (rank < BUCKET_ENTRIES) & (place < BUCKET_ENTRIES)
             rows = np.flatnonzero(fits)
-            self.entries[bucket[rows], free_first[rows, rank[rows]]] = words[rows]
+            self.entries[bucket[rows], place[rows]] = words[rows]
             bucket, words = bucket[~fits], words[~fits]
             # Counted before the entry exists further on: a kill in between only lengthens probes.
             np.add.at(self.displaced, bucket, 1)
