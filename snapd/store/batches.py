@@ -33,17 +33,23 @@ def rounds(hashes: U64) -> list[I64]:
     Occurrences after `DUPLICATES_MAX` are in no round, so that a batch of one key over and over
     cannot hold the store up.
     """
+    if all_differ(hashes):
+        return [np.arange(len(hashes))]
     order = np.argsort(hashes, kind="stable")
     in_order = hashes[order]
     fresh = np.ones(len(hashes), np.bool_)
     fresh[1:] = in_order[1:] != in_order[:-1]
-    if fresh.all():
-        return [np.arange(len(hashes))]
     at = np.arange(len(hashes))
     rank = np.empty(len(hashes), np.int64)
     rank[order] = at - np.maximum.accumulate(np.where(fresh, at, 0))
     last = min(int(rank.max()) + 1, DUPLICATES_MAX)
     return [np.flatnonzero(rank == number) for number in range(last)]
+
+
+def all_differ(hashes: U64) -> bool:
+    """Whether no hash occurs twice."""
+    in_order = np.sort(hashes)
+    return not bool((in_order[1:] == in_order[:-1]).any())
 
 
 def first_of_key(keys: PaddedKeys) -> Bools:

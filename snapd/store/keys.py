@@ -26,7 +26,10 @@ class PaddedKeys:
         ends = np.cumsum(self.units)
         self.starts: I64 = ends - self.units
         padded = np.zeros(int(ends[-1]) * KEY_UNIT_BYTES if len(ends) else 0, np.uint8)
-        if len(keys):
+        if len(keys) and bool((self.lengths == self.lengths[0]).all()):
+            heap = keys.heap[keys.offsets[0] : keys.offsets[-1]].reshape(len(keys), -1)
+            padded.reshape(len(keys), -1)[:, : heap.shape[1]] = heap
+        elif len(keys):
             shift = np.repeat(self.starts * KEY_UNIT_BYTES - keys.offsets[:-1], self.lengths)
             padded[np.arange(keys.offsets[0], keys.offsets[-1]) + shift] = keys.heap[
                 keys.offsets[0] : keys.offsets[-1]
