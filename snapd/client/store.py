@@ -282,6 +282,7 @@ class MooncakeDistributedStore:
             event(_log, logging.ERROR, "no store", socket=options.socket_path, code=code)
             return code
         self._session, self._hostname = session, arguments.local_hostname
+        self._buffers = BufferRegistry()
         self._end_session = weakref.finalize(self, session.close)
         return _OK
 

@@ -56,3 +56,15 @@ def test_public_names_are_the_wheels(wheel: WheelStore) -> None:
     assert there["config"] == {name: str(getattr(ours, name)) for name in ours.__slots__}
     assert there["pins"] == {action.name: action.value for action in SoftPinAction}
     assert there["types"] == {kind.name: kind.value for kind in ObjectDataType}
+
+
+@pytest.mark.long
+def test_without_its_master_the_wheel_gives_the_codes_that_we_give(tmp_path: Path) -> None:
+    with WheelStore(tmp_path) as wheel:
+        pid = str(wheel.master_pid)
+        outcomes = wheel.run("client_away.py", wheel.master, wheel.metadata, pid)
+    assert outcomes.pop("get") == ""
+    assert outcomes.pop("health_check") == 0  # listed among the differences
+    assert outcomes.pop("batch_is_exist") == outcomes.pop("batch_remove") == [-900, -900]
+    assert outcomes.pop("batch_put_from") == [-900]
+    assert set(outcomes.values()) == {-900}

@@ -99,6 +99,12 @@ class StoreProcess:
         self.kill()
         self.start()
 
+    def ensure(self) -> None:
+        """Start it if it does not run."""
+        if self._process is None or self._process.poll() is not None:
+            self.kill()
+            self.start()
+
     def client(self) -> MooncakeDistributedStore:
         """A client of this store, set up."""
         client = MooncakeDistributedStore()

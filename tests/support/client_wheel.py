@@ -85,6 +85,11 @@ class WheelStore:
             if process.stdout is not None:
                 process.stdout.close()
 
+    @property
+    def master_pid(self) -> int:
+        """Process number of the master."""
+        return self._processes[0].pid
+
     def run(self, script: str, *arguments: str) -> Any:
         """Run a script of `tests/support` in the wheel's interpreter; its output is JSON."""
         command = [self.python, str(SUPPORT / script), *arguments]
