@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -74,16 +74,30 @@ class Journal:
         with self._lock:
             return sum(len(batch.removals) for batch in self._batches)
 
-    def restore(self, removals: Removals) -> None:
-        """Take up removals that recovery found in files, up to the last sequence."""
-        if len(removals):
-            self._batches.append(_Batch(self._sequence, removals))
+    def renew(self, scan: JournalScan) -> None:
+        """Take up what recovery read: write it to a file of our own, then delete the files it came
+        from, except damaged ones and ones to keep.
+
+        What was read may never have been on the medium: after a failed sync the page cache still
+        shows what a power cut would take away. So nothing that was read counts before it was
+        written again. If the disk refuses that, the removals hold in memory, as before the restart,
+        and the old files stay.
+        """
+        removals = scan.removals
+        try:
+            self.append(removals, scan.epoch or None, scan.incarnations)
+        except DiskError:
+            if len(removals):
+                self._batches.append(_Batch(scan.sequence_last, removals))
+            return
+        with suppress(DiskError):
+            self.delete(scan.sequence_last, scan.keep | scan.damaged)
 
     def append(
         self,
         removals: Removals | None = None,
         epoch: int | None = None,
-        incarnation: Incarnation | None = None,
+        incarnations: Sequence[Incarnation] = (),
     ) -> None:
         """Write records and sync them. Raises DiskError: then none of them counts.
 
@@ -91,9 +105,7 @@ class Journal:
         records before this returns. A crash before that leaves a part of the records, each whole or
         not at all: a removal that was asked for and not yet confirmed may have happened.
         """
-        records: list[Record] = []
-        if incarnation is not None:
-            records.append(partial(encode_incarnation, incarnation))
+        records: list[Record] = [partial(encode_incarnation, one) for one in incarnations]
         if epoch is not None:
             records.append(partial(encode_remove_all, epoch))
         if removals is not None:
@@ -180,13 +192,15 @@ class JournalScan:
     """All journal files of a repository together."""
 
     sequence_last: int = 0
-    removals: Removals | None = None
+    removals: Removals = field(default_factory=Removals.empty)
     epoch: int = 0
     incarnations: tuple[Incarnation, ...] = ()
     findings: tuple[str, ...] = ()
     """One sentence for each file that is damaged or cannot be read."""
     keep: frozenset[int] = frozenset()
     """Files that say something that this version cannot read: never deleted."""
+    damaged: frozenset[int] = frozenset()
+    """Files with damage: deleted only when a sealed pack covers them, like any."""
 
 
 def scan_journal(disk: Disk, repository_id: bytes) -> JournalScan:
@@ -196,6 +210,7 @@ def scan_journal(disk: Disk, repository_id: bytes) -> JournalScan:
     removals: list[Removals] = []
     findings: list[str] = []
     keep: set[int] = set()
+    damaged: set[int] = set()
     for name in disk.list(JOURNAL):
         sequence = parse_journal(name)
         if sequence is None:
@@ -214,9 +229,10 @@ def scan_journal(disk: Disk, repository_id: bytes) -> JournalScan:
             keep.add(sequence)
             problem = f"{contents.unknown} records of kinds that are not known"
         if problem:
+            damaged.add(sequence)
             findings.append(f"{journal_name(sequence)}: {problem}")
     scan.removals = Removals.concatenate(removals)
-    scan.findings, scan.keep = tuple(findings), frozenset(keep)
+    scan.findings, scan.keep, scan.damaged = tuple(findings), frozenset(keep), frozenset(damaged)
     return scan
 
 

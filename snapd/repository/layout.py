@@ -55,9 +55,11 @@ def prepare(disk: Disk) -> tuple[bytes, list[str]]:
     """
     for name in DIRECTORIES:
         disk.make_directory(name)
-    disk.sync_directory("")
     for directory in ("", *DIRECTORIES):
         _remove_leftovers(disk, directory)
+        # A name that is seen may not be durable, if a writer failed just before it was. What is
+        # built on it from now on must not be more durable than it is.
+        disk.sync_directory(directory)
     moved: list[str] = []
     try:
         return _read_repository_file(disk), moved

@@ -88,8 +88,7 @@ def recover_state(disk: Disk, repository_id: bytes, *, use_manifests: bool = Tru
     state, recovery, journal = recovered.state, recovered.recovery, recovered.journal
     state.learn_incarnations(journal.incarnations)
     state.catalog.remove_all(journal.epoch)
-    if journal.removals is not None:
-        state.catalog.remove(journal.removals)
+    state.catalog.remove(journal.removals)
     live = state.catalog.live
     recovery.journal_findings = list(journal.findings)
     recovery.blocks = int(live.sum())

@@ -263,7 +263,7 @@ class Repository:
                 return known
             self._check_writable()
             new = Incarnation(self._state.next_ordinal(), segment_id, self._state.epoch)
-            self._journal.append(incarnation=new)
+            self._journal.append(incarnations=[new])
             self._state.incarnations[segment_id] = new
             return new
 
@@ -456,8 +456,8 @@ class Repository:
         self._corrupt = found.corrupt
         self._journal.close()
         self._journal = Journal(self.disk, self.repository_id, found.journal.sequence_last)
-        if found.journal.removals is not None:
-            self._journal.restore(found.journal.removals)
+        if not self.read_only:
+            self._journal.renew(found.journal)
         self._journal_keep = found.journal.keep
         self._journal_sealed = 0
         self._pruner = Pruner(self.disk, self._journal, self.retain)

@@ -642,3 +642,43 @@ def test_show_and_list(disk: SimulatedDisk) -> None:
             repository.show(1)
         with pytest.raises(NothingThereError):
             repository.show(3)
+
+
+def test_what_a_failed_sync_left_in_the_page_cache_is_not_believed_twice() -> None:
+    """The sync of a removal fails, the process restarts and reads it from the page cache, and
+    then the power goes: what the restart took for removed stays removed."""
+    for seed in range(20):
+        disk = SimulatedDisk(seed)
+        with opened(disk) as repository:
+            put(repository, values(1, "a", "b"), sequence=1)
+            disk.fail_kind("sync")
+            with pytest.raises(DiskError):
+                remove(repository, [b"a"], sequence=2)
+            assert contents_of(repository) == values(1, "a", "b")
+        disk.fault = None
+        with opened(disk) as repository:
+            found = contents_of(repository)
+            repository.commit()
+        disk.crash()
+        with opened(disk) as repository:
+            assert contents_of(repository) == found, f"seed {seed}"
+
+
+def test_a_pack_whose_name_may_not_be_durable_is_not_named_by_a_durable_manifest() -> None:
+    """The sync of the directory fails after the rename, the process restarts and commits."""
+    for seed in range(20):
+        disk = SimulatedDisk(seed)
+        with opened(disk) as repository:
+            writer = repository.begin_pack()
+            append(writer, values(1, "a"))
+            disk.fail_kind("syncdir")
+            with pytest.raises(DiskError):
+                writer.seal()
+        disk.fault = None
+        with opened(disk) as repository:
+            found = contents_of(repository)
+            repository.commit()
+        disk.crash()
+        with Repository.open(disk) as repository:
+            assert repository.recover().blocks_lost == 0, f"seed {seed}"
+            assert contents_of(repository) == found, f"seed {seed}"
