@@ -98,7 +98,7 @@ class BufferRegistry:
         """Note a range. False if it is empty, null, or overlaps one that is registered."""
         if address == 0 or size == 0:
             return False
-        for start, length in self._sizes.items():
+        for start, length in tuple(self._sizes.items()):  # other threads may register meanwhile
             if address < start + length and start < address + size:
                 return False
         self._sizes[address] = size

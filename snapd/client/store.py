@@ -12,7 +12,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from typing_extensions import Buffer
 
@@ -255,8 +255,10 @@ class MooncakeDistributedStore:
         session = self._session
         return _INVALID_PARAMS if session is None else session.remove_all(force=force)
 
-    def __getattr__(self, name: str) -> NoReturn:
-        raise missing_attribute(type(self).__name__, name)
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise missing_attribute(type(self).__name__, name)
 
     # --- inside -----------------------------------------------------------------------------------
 
