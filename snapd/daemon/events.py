@@ -137,7 +137,7 @@ class EventsWorker:
             if len(restorable):
                 self._with_sink(
                     session,
-                    lambda sink: register_rows(session, sink, self._repository, restorable),
+                    lambda sink: register_rows(session, sink, restorable, catalog.take(restorable)),
                 )
         event(
             _logger,

@@ -96,7 +96,7 @@ class Flusher:
         self._stop_by: float | None = None
         self._quiesce: Callable[[], None] = _nothing
         self._source: tuple[Session, Source] | None = None
-        self._heat = HeatBook()
+        self._heat: HeatBook | None = None
         self._flushes = Backoff(_logger, "flush", most_seconds=30.0)
         self._snapshots = Backoff(_logger, "commit a snapshot", most_seconds=30.0)
         now = time.monotonic()
@@ -262,7 +262,9 @@ class Flusher:
     def _commit(self, started: float) -> SnapshotReport:
         session = self._link.session
         source = self._source_of(session) if session is not None else None
-        heat = self._heat.update(self._repository.catalog.table.heat, session, source)
+        if self._heat is None:
+            self._heat = HeatBook(self._repository.catalog)
+        heat = self._heat.update(session, source)
         settled = session is not None and session.settled.is_set() and not session.lost.is_set()
         live = self._repository.catalog.live
         summary = self._repository.commit(heat, prune=settled)

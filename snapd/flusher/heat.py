@@ -1,4 +1,4 @@
-"""`HeatBook`: the heat of every row of the catalog, kept while the daemon runs."""
+"""`HeatBook`: keeps the heat of the catalog's rows up to date while the daemon runs."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from snapd.attach.port import Source
 from snapd.attach.session import Session
 from snapd.blocks.table import F32
 from snapd.plans import decay
+from snapd.repository import Catalog
 
 
 class HeatBook:
-    """Heat, float32 [rows]. What is in memory is as hot as the store says; what is on disk only
-    cools down from what it was."""
+    """What is in memory is as hot as the store says; what is on disk only cools down."""
 
-    def __init__(self) -> None:
-        self._heat: F32 = np.zeros(0, np.float32)
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
         self._updated = time.monotonic()
 
-    def update(self, known: F32, session: Session | None, source: Source | None) -> F32:
-        """The heat of all rows now. `known` is the catalog's own heat, for rows that are new."""
+    def update(self, session: Session | None, source: Source | None) -> F32:
+        """Bring the catalog up to date; returns its heat, float32 [rows]."""
         now = time.monotonic()
-        cooled = decay(self._heat, now - self._updated)
-        self._heat = np.concatenate([cooled, known[len(cooled) :]])
+        heat = decay(self._catalog.table.heat, now - self._updated)
         self._updated = now
         if session is not None and source is not None:
             residency = session.residency
@@ -33,5 +32,7 @@ class HeatBook:
                     (residency.sequence != 0) & ~residency.cold & (residency.row >= 0)
                 )
                 rows = residency.row[slots]
-            self._heat[rows] = source.heat(slots)
-        return self._heat
+            known = rows < len(heat)
+            heat[rows[known]] = source.heat(slots[known])
+        self._catalog.set_heat(np.arange(len(heat)), heat)
+        return heat

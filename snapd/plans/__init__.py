@@ -3,7 +3,7 @@
 from snapd.plans.diff import ScanDiff, diff_scan, same_bytes
 from snapd.plans.heat import decay, heat_from_reads, lift_parents, parent_rows, quantise
 from snapd.plans.merge import ReadRuns, merge_reads
-from snapd.plans.order import chains_hottest_first, hottest_first
+from snapd.plans.order import chains_hottest_first, hottest_first, stretches_hottest_first
 from snapd.plans.pace import TokenBucket
 from snapd.plans.warm import windows
 
@@ -21,5 +21,6 @@ __all__ = [
     "parent_rows",
     "quantise",
     "same_bytes",
+    "stretches_hottest_first",
     "windows",
 ]

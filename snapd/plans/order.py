@@ -1,11 +1,11 @@
-"""`hottest_first`: the one order in which blocks are written under pressure and loaded back."""
+"""In which order blocks are written under pressure, and loaded back from packs."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from snapd.blocks.keys import I64, U64
-from snapd.blocks.table import F32
+from snapd.blocks.table import F32, U32
 from snapd.plans.heat import chain_depth, lift_parents, parent_rows, quantise
 
 
@@ -30,3 +30,30 @@ def chains_hottest_first(heat: F32, age_order: U64, key_hash: U64, parent: U64) 
     rows = parent_rows(key_hash, parent)
     lifted = quantise(lift_parents(heat, rows)).astype(np.int16)
     return np.lexsort((age_order, chain_depth(rows), 255 - lifted)).astype(np.int64)
+
+
+def stretches_hottest_first(
+    heat: F32, pack: U32, offset: U64, length: U64, *, stretch_bytes: int
+) -> I64:
+    """Rows of blocks in packs, int64 [n], so that little reading brings much heat.
+
+    Each pack is cut into stretches of `stretch_bytes`. The stretch whose blocks have the most heat
+    for a byte comes first, and its blocks come in the order of their offsets. Blocks as long as a
+    stretch are simply hottest first, the older first among equals; small ones come in reads of
+    about `stretch_bytes` where one at a time would cost a system call and a seek each. `length`
+    uint64 [n] is the bytes of each block in its pack, `offset` where it begins.
+    """
+    stretch = (offset // np.uint64(stretch_bytes)).astype(np.int64)
+    by_place = np.lexsort((offset, pack)).astype(np.int64)
+    if not len(by_place):
+        return by_place
+    ranked_pack, ranked_stretch = pack[by_place], stretch[by_place]
+    begins = np.ones(len(by_place), np.bool_)
+    begins[1:] = (ranked_pack[1:] != ranked_pack[:-1]) | (ranked_stretch[1:] != ranked_stretch[:-1])
+    firsts = np.flatnonzero(begins)
+    weight = length[by_place].astype(np.float64)
+    warmth = np.add.reduceat(heat[by_place].astype(np.float64) * weight, firsts)
+    density = quantise((warmth / np.add.reduceat(weight, firsts)).astype(np.float32))
+    coldness = 255 - density.astype(np.int16)
+    of_row = np.repeat(coldness, np.diff(firsts, append=len(by_place)))
+    return by_place[np.argsort(of_row, kind="stable")]

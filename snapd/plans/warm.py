@@ -14,10 +14,11 @@ def windows(
 ) -> Iterator[I64]:
     """Pieces of `order` (rows, int64) in turn, each at most `bytes_max` bytes, `blocks_max` rows.
 
-    `size` uint64 holds the bytes of every row. A block larger than `bytes_max` is a piece of its
-    own. `bytes_total_max` ends the whole: the tail of the order, its coldest part, is left out.
+    `size` uint64 [n] holds the bytes of each row of `order`, in that order. A block larger than
+    `bytes_max` is a piece of its own. `bytes_total_max` ends the whole: the tail of the order, its
+    coldest part, is left out.
     """
-    total = np.concatenate([np.zeros(1, np.int64), np.cumsum(size[order].astype(np.int64))])
+    total = np.concatenate([np.zeros(1, np.int64), np.cumsum(size.astype(np.int64))])
     end = len(order)
     if bytes_total_max is not None:
         end = int(np.searchsorted(total, bytes_total_max, side="right")) - 1

@@ -93,8 +93,7 @@ class Loader:
             # Nothing on disk has these bytes: an answer "not there" now beats one at the deadline.
             sink.drop_cold(slots[unknown], sequences[unknown])
         known = np.flatnonzero(rows >= 0)
-        size = np.zeros(len(rows), np.uint64)
-        size[known] = self._repository.catalog.table.size[rows[known]]
+        size = self._repository.catalog.table.size[rows[known]]
         for piece in windows(known, size, bytes_max=PINNED_BYTES_MAX, blocks_max=_BATCH_BLOCKS_MAX):
             wanted = (slots[piece], sequences[piece], rows[piece])
             self._count(load_cold(session, sink, self._repository, wanted, demand=True))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 
 from snapd.attach.port import I32, Sink, Source
 from snapd.attach.session import Session
+from snapd.blocks import BlockTable
 from snapd.blocks.keys import I64
 from snapd.config import event
 from snapd.plans import hottest_first
@@ -58,8 +60,7 @@ class Registrar:
         started = time.monotonic()
         rows = self._missing(session, source)
         self.registered, self.total, self.refused_for_space = 0, len(rows), 0
-        for at in range(0, len(rows), _CHUNK_ROWS):
-            self._register(session, sink, rows[at : at + _CHUNK_ROWS])
+        self._register_all(session, sink, rows)
         self._barrier.settle_removals(session)
         with session.residency.lock:
             drop_dead(session, sink, self._repository)
@@ -91,21 +92,37 @@ class Registrar:
         heat = catalog.table.heat[missing]
         return missing[hottest_first(heat, catalog.table.sequence[missing])]
 
-    def _register(self, session: Session, sink: Sink, rows: I64) -> None:
+    def _register_all(self, session: Session, sink: Sink, rows: I64) -> None:
+        """Chunk after chunk; the next one is put together while the store works on this one."""
+        take = self._repository.catalog.take
+        chunks = [rows[at : at + _CHUNK_ROWS] for at in range(0, len(rows), _CHUNK_ROWS)]
+        with ThreadPoolExecutor(1, "registrar") as ahead:
+            following = ahead.submit(take, chunks[0]) if chunks else None
+            for number, chunk in enumerate(chunks, start=1):
+                assert following is not None
+                table = following.result()
+                if number < len(chunks):
+                    following = ahead.submit(take, chunks[number])
+                self._register(session, sink, chunk, table)
+
+    def _register(self, session: Session, sink: Sink, rows: I64, table: BlockTable) -> None:
         with session.residency.lock:
-            rows = rows[self._repository.catalog.live[rows]]
-            codes = register_rows(session, sink, self._repository, rows)
+            alive = self._repository.catalog.live[rows]
+            if not alive.all():
+                rows, table = rows[alive], table.take(alive)
+            codes = register_rows(session, sink, rows, table)
         session.refused.append(rows[codes == ReturnCode.OBJECT_ALREADY_EXISTS])
         self.registered += len(rows)
         self.refused_for_space += int((codes == ReturnCode.NO_AVAILABLE_HANDLE).sum())
 
 
-def register_rows(session: Session, sink: Sink, repository: Repository, rows: I64) -> I32:
-    """Register catalog rows cold and note what was taken; the store's codes, int32 [n].
+def register_rows(session: Session, sink: Sink, rows: I64, table: BlockTable) -> I32:
+    """Register catalog rows cold and note what was taken; the store's codes, int32 [n]. `table`
+    holds the blocks of `rows`.
 
     The caller holds the residency's lock, so that answer and bookkeeping are one step.
     """
-    answer = sink.register_cold(repository.catalog.take(rows))
+    answer = sink.register_cold(table)
     given = answer.codes == ReturnCode.OK
     session.residency.settle(answer.slots[given], answer.sequences[given], rows[given], cold=True)
     return answer.codes

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -13,10 +14,10 @@ import numpy as np
 from snapd.attach.backoff import Backoff
 from snapd.attach.port import Sink
 from snapd.attach.session import Link, Session
-from snapd.blocks.keys import I64
+from snapd.blocks.keys import I64, U64
 from snapd.config import event
 from snapd.errors import SnapdError
-from snapd.plans import chains_hottest_first, windows
+from snapd.plans import lift_parents, parent_rows, stretches_hottest_first, windows
 from snapd.repository import Repository
 from snapd.warmup.load import LoadObserver, LoadResult, load_cold
 from snapd.warmup.loader import Demand
@@ -26,6 +27,13 @@ _WINDOW_BYTES = 32 * 2**20
 the middle waits for tens of milliseconds."""
 
 _WINDOW_BLOCKS = 8192
+
+_STRETCH_BYTES = 2**20
+"""Bytes of a pack that are read together: blocks of this size are loaded strictly by their heat."""
+
+_LANES = 2
+"""Pieces in work at a time."""
+
 _YIELD_SECONDS_MAX = 0.25
 _logger = logging.getLogger(__name__)
 
@@ -50,6 +58,7 @@ class Warmer:
         self._observer = observer
         self._stopping = stopping
         self._backoff = Backoff(_logger, "warm up")
+        self._progress = threading.Lock()
         self.state = "waiting"
         """"waiting", "running", "full" (stopped below the watermark) or "done"."""
         self.planned = 0
@@ -72,11 +81,11 @@ class Warmer:
 
     def _warm(self, session: Session) -> None:
         started = time.monotonic()
-        slots = self._plan(session)
+        slots, sizes = self._plan(session)
         self.planned, self.handled, self.state = len(slots), 0, "running"
         self._observer.warmup_progress(0.0 if len(slots) else 1.0)
-        with closing(session.open_sink()) as sink:
-            self.state = self._load_all(session, sink, slots)
+        pieces = windows(slots, sizes, bytes_max=_WINDOW_BYTES, blocks_max=_WINDOW_BLOCKS)
+        self.state = self._load_all(session, pieces)
         if self.state == "waiting":
             return
         seconds = time.monotonic() - started
@@ -93,45 +102,69 @@ class Warmer:
             seconds=seconds,
         )
 
-    def _plan(self, session: Session) -> I64:
-        """Cold slots, hottest first and parents before children."""
+    def _plan(self, session: Session) -> tuple[I64, U64]:
+        """Cold slots, hottest first and parents before children as far as the disk likes it, and
+        the sizes of their blocks."""
         table = self._repository.catalog.table
         with session.residency.lock:
             slots = session.residency.cold_slots()
             rows = session.residency.row[slots]
-        order = chains_hottest_first(
-            table.heat[rows], table.sequence[rows], table.key_hash[rows], table.parent[rows]
+        heat, parent = table.heat[rows], table.parent[rows]
+        if parent.any():
+            heat = lift_parents(heat, parent_rows(table.key_hash[rows], parent))
+        order = stretches_hottest_first(
+            heat,
+            table.pack[rows],
+            table.pack_offset[rows],
+            table.stored_size[rows],
+            stretch_bytes=_STRETCH_BYTES,
         )
-        return slots[order]
+        return slots[order], table.size[rows[order]]
 
-    def _load_all(self, session: Session, sink: Sink, slots: I64) -> str:
-        """Load slots in this order; the state that it ended in."""
+    def _load_all(self, session: Session, pieces: Iterator[I64]) -> str:
+        """Load piece after piece, a few at a time: while one is read from the disk, another is
+        verified. Returns the state that it ended in."""
+        work = _Work(pieces)
+        with ThreadPoolExecutor(_LANES, "warmer") as pool:
+            lanes = [pool.submit(self._lane, session, work) for _ in range(_LANES)]
+            states = {lane.result() for lane in lanes}
+        return next(state for state in ("waiting", "full", "done") if state in states)
+
+    def _lane(self, session: Session, work: _Work) -> str:
+        try:
+            with closing(session.open_sink()) as sink:
+                while (piece := work.take()) is not None:
+                    state = self._load(session, sink, piece)
+                    if state:
+                        return state
+            return "done"
+        finally:
+            # Whatever ends one lane ends the others after the piece that they have.
+            work.end()
+
+    def _load(self, session: Session, sink: Sink, piece: I64) -> str:
+        """Load one piece; the state to end in, empty to go on. Raises DiskError."""
         residency, table = session.residency, self._repository.catalog.table
-        sizes = np.zeros(len(residency.sequence), np.uint64)
-        sizes[slots] = table.size[residency.row[slots]]
-        for piece in windows(slots, sizes, bytes_max=_WINDOW_BYTES, blocks_max=_WINDOW_BLOCKS):
-            self._pace(int(sizes[piece].sum()))
-            self._demand.wait_until_idle(_YIELD_SECONDS_MAX)
-            if self._stopping.is_set() or session.lost.is_set():
-                return "waiting"
-            with residency.lock:
-                # Readers' demand, removals and replacements went on since the plan was made.
-                kept = piece[residency.cold[piece] & (residency.row[piece] >= 0)]
-                kept = kept[self._repository.catalog.live[residency.row[kept]]]
-                wanted = (
-                    kept.astype(np.uint32),
-                    residency.sequence[kept].copy(),
-                    residency.row[kept].copy(),
-                )
-            result = load_cold(session, sink, self._repository, wanted, demand=False)
-            self._count(result)
-            if result.no_space:
-                return "full"
-            if result.error is not None:
-                raise result.error
+        with residency.lock:
+            # Readers' demand, removals and replacements went on since the plan was made.
+            kept = piece[residency.cold[piece] & (residency.row[piece] >= 0)]
+            rows = residency.row[kept]
+            alive = self._repository.catalog.live[rows]
+            kept, rows = kept[alive], rows[alive]
+            sequences = residency.sequence[kept]
+        self._pace(int(table.size[rows].sum()))
+        self._demand.wait_until_idle(_YIELD_SECONDS_MAX)
+        if self._stopping.is_set() or session.lost.is_set():
+            return "waiting"
+        wanted = (kept.astype(np.uint32), sequences, rows)
+        result = load_cold(session, sink, self._repository, wanted, demand=False)
+        self._count(result)
+        if result.error is not None:
+            raise result.error
+        with self._progress:
             self.handled += len(piece)
-            self._observer.warmup_progress(self.handled / len(slots))
-        return "done"
+            self._observer.warmup_progress(self.handled / self.planned)
+        return "full" if result.no_space else ""
 
     def _count(self, result: LoadResult) -> None:
         for name in ("loaded", "superseded", "rejected", "no_space", "failed"):
@@ -140,3 +173,21 @@ class Warmer:
                 bytes_read = result.loaded_bytes if name == "loaded" else 0
                 self._observer.warmup_loaded(name, blocks, bytes_read)
         self._observer.quarantined("pack", result.rejected)
+
+
+class _Work:
+    """Pieces for several lanes, each given out once."""
+
+    def __init__(self, pieces: Iterator[I64]) -> None:
+        self._pieces: Iterator[I64] = pieces
+        self._lock = threading.Lock()
+
+    def take(self) -> I64 | None:
+        """The next piece; None when there is none left."""
+        with self._lock:
+            return next(self._pieces, None)
+
+    def end(self) -> None:
+        """Give out nothing more."""
+        with self._lock:
+            self._pieces = iter(())

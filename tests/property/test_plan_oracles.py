@@ -15,6 +15,7 @@ from snapd.plans import (
     merge_reads,
     parent_rows,
     quantise,
+    stretches_hottest_first,
     windows,
 )
 from snapd.plans.heat import chain_depth
@@ -165,7 +166,13 @@ def test_windows_are_bounded_and_cut_only_the_tail(
     size = np.array(sizes, np.uint64)
     order = np.arange(len(sizes), dtype=np.int64)[::-1]
     pieces = list(
-        windows(order, size, bytes_max=bytes_max, blocks_max=blocks_max, bytes_total_max=total_max)
+        windows(
+            order,
+            size[order],
+            bytes_max=bytes_max,
+            blocks_max=blocks_max,
+            bytes_total_max=total_max,
+        )
     )
     flat = [int(row) for piece in pieces for row in piece]
     assert flat == order[: len(flat)].tolist()
@@ -193,3 +200,33 @@ def test_no_rate_is_no_limit() -> None:
     bucket, wait = TokenBucket.full(0, 0, 0.0).take(1e12, 0.0)
     assert wait == 0.0
     assert bucket.take(1e12, 0.0)[1] == 0.0
+
+
+@given(
+    st.sets(st.tuples(st.integers(1, 3), st.integers(0, 20)), max_size=40),
+    st.lists(st.floats(0, 100, width=32), min_size=40, max_size=40),
+    st.integers(1, 6),
+)
+def test_stretches_come_by_their_heat_and_blocks_by_their_offset(
+    places: set[tuple[int, int]], heats: list[float], pages: int
+) -> None:
+    rows = list(places)
+    pack = np.array([place[0] for place in rows], np.uint32)
+    offset = np.array([place[1] * 4096 for place in rows], np.uint64)
+    length = np.full(len(rows), 4096, np.uint64)
+    heat = np.array(heats[: len(rows)], np.float32)
+    order = stretches_hottest_first(heat, pack, offset, length, stretch_bytes=pages * 4096)
+    stretches: dict[tuple[int, int], list[int]] = {}
+    for row, (number, page) in enumerate(rows):
+        stretches.setdefault((number, page // pages), []).append(row)
+
+    def density(stretch: tuple[int, int]) -> int:
+        mean = np.mean(heat[stretches[stretch]].astype(np.float64))
+        return int(quantise(np.array([mean], np.float32))[0])
+
+    expected = [
+        row
+        for stretch in sorted(stretches, key=lambda one: (-density(one), one))
+        for row in sorted(stretches[stretch], key=lambda row: rows[row])
+    ]
+    assert order.tolist() == expected
