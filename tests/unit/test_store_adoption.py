@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 import pytest
@@ -277,10 +278,12 @@ def test_a_damaged_header_moves_the_segment_aside_and_never_stops_the_store(
 
 
 def test_one_flipped_bit_in_the_header_state_brings_no_old_epoch_back(store: LocalStore) -> None:
-    for copy in layout.STATE_OFFSETS:
+    for copy, changes in product(layout.STATE_OFFSETS, (0, 1)):
         client = store.client()
+        for _ in range(changes):  # so that either copy is the one written last
+            client.remove_all(force=True)
         blocks = fill(client, 4)
-        client.remove_all(force=True)
+        store.segment.raise_epoch()  # killed before the slots of the old epoch are freed
         client.close()
         store.kill()
         with open(store.path, "r+b") as file:

@@ -38,12 +38,14 @@ class Daemon(StoreClient):
         self.store = store
         self.epoch = call(m.Attach(daemon_id), m.Attached).epoch
 
-    def register(self, blocks: dict[bytes, bytes]) -> tuple[Any, Any, Any]:
-        """Codes, slots, sequences."""
+    def register(
+        self, blocks: dict[bytes, bytes], hashed: list[bytes] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """Codes, slots, sequences. `hashed`: keys to take the hashes of instead."""
         count = len(blocks)
         request = m.RegisterCold(
             key_batch(list(blocks)),
-            hash_keys(blocks).tobytes(),
+            hash_keys(hashed or blocks).tobytes(),
             np.array([len(v) for v in blocks.values()], np.uint64).tobytes(),
             np.array([checksum_of(v) for v in blocks.values()], np.uint64).tobytes(),
             np.zeros(count, np.uint16).tobytes(),
@@ -114,6 +116,16 @@ def test_cold_blocks_are_served_from_ready_until_the_daemon_is_gone(store: Local
     assert client.get(list(BLOCKS)) == [None] * 5, "no wait, no load"
     store.drop(daemon)
     assert client.exist(list(BLOCKS)) == [0] * 5
+
+
+def test_a_key_with_another_ones_hash_is_another_key(store: LocalStore) -> None:
+    daemon, client = Daemon(store), store.client()
+    daemon.register({b"aa": b"1", b"longer": b"2", b"d\0": b"3"}, hashed=[b"bb", b"cc", b"d"])
+    daemon.ready()
+    assert client.exist([b"bb", b"cc", b"d"]) == [0, 0, 0]
+    assert client.put({b"bb": b"own"}) == {b"bb": 0}
+    assert client.get([b"bb"]) == [b"own"]
+    assert client.remove([b"cc"]) == [MISSING]
 
 
 def test_a_get_waits_for_its_cold_blocks(store: LocalStore) -> None:
