@@ -92,7 +92,8 @@ def _values_text(name: str) -> str:
     kind = {bool: "switch", int: "whole number", float: "number", str: "text"}[base]
     if name in BYTE_SETTINGS:
         kind = "bytes"
-    return " ".join([kind, " ".join(limits)]).strip()
+    limits += [f"up to {m.max_length} characters" for m in _metadata(name) if m.max_length]
+    return " ".join([kind, *limits])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from msgspec import Meta, Struct
 
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 Bytes = Annotated[int, Meta(ge=0, le=1 << 50)]
+FilePath = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]
+SocketDirectory = Annotated[str, Meta(min_length=1, max_length=88, pattern=r"^[^\x00]*$")]
+"""A socket's address has room for 107 bytes, of which file names take up to 19."""
 Ratio = Annotated[float, Meta(gt=0, le=1)]
 
 
@@ -23,7 +26,7 @@ def setting(description: str) -> Meta:
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings, validated."""
 
-    persistent_path: Annotated[str, setting("Directory of the repository, on local NVMe.")] = (
+    persistent_path: Annotated[FilePath, setting("Directory of the repository, on local NVMe.")] = (
         "/var/lib/mooncake-snapd"
     )
     snapshot_interval_sec: Annotated[
@@ -35,7 +38,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     store: Annotated[
         Literal["bundled", "mooncake"], setting("Which store the daemon attaches to.")
     ] = "bundled"
-    runtime_dir: Annotated[str, setting("Directory of the sockets.")] = "/run/mooncake-snapd"
+    runtime_dir: Annotated[SocketDirectory, setting("Directory of the sockets.")] = (
+        "/run/mooncake-snapd"
+    )
     http: Annotated[
         str, setting("host:port of /metrics, /healthz, /readyz and /status; empty is off.")
     ] = "127.0.0.1:9470"
@@ -64,7 +69,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         setting("Bytes of block data that the bundled store holds (or text such as 4gb)."),
     ] = 4 * 2**30
     segment_path: Annotated[
-        str, setting("Shared-memory file of the bundled store; it outlives the store process.")
+        FilePath, setting("Shared-memory file of the bundled store; it outlives the store process.")
     ] = "/dev/shm/mooncake-snapd.segment"  # noqa: S108 - shared memory is the point
     segment_blocks_max: Annotated[
         Annotated[int, Meta(ge=0, le=2**31)],

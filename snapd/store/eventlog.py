@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from snapd.config import event
+from snapd.errors import SettingError
 
 _LOG = logging.getLogger(__name__)
 
@@ -17,10 +18,15 @@ class EventLogFile:
     be written any more it says so once and stops: an audit must not stop the store."""
 
     def __init__(self, path: Path) -> None:
-        """Open for appending. Raises OSError."""
-        self._descriptor = os.open(
-            path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        """Open for appending. Raises SettingError."""
+        try:
+            self._descriptor = os.open(
+                path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+        except OSError as error:
+            raise SettingError(
+                f"cannot open the event log {path}: {error.strerror}; check --event-log"
+            ) from error
 
     def __call__(self, kind: str, keys: list[bytes]) -> None:
         """Log one event for each key, or one without a key."""

@@ -224,6 +224,8 @@ def test_commands_without_a_repository_exit_with_3(site: Site) -> None:
         ("MOONCAKE_STORE_ENABLE_WARMUP", "maybe"),
         ("SNAPD_HTTP", "not-an-address"),
         ("SNAPD_FLUSH_SECS", "1"),
+        ("SNAPD_RUNTIME_DIR", "/tmp/" + "x" * 100),
+        ("SNAPD_PERSISTENT_PATH", ""),
     ],
 )
 def test_a_bad_setting_ends_the_daemon_at_once_with_2(
@@ -251,6 +253,13 @@ def test_a_segment_larger_than_shared_memory_is_an_error_and_no_crash(site: Site
     assert "/dev/shm" in answer.err
     assert "MOONCAKE_GLOBAL_SEGMENT_SIZE" in answer.err
     assert not site.segment.exists()
+
+
+def test_an_event_log_that_cannot_be_opened_is_named(site: Site) -> None:
+    answer = site.command("snapd", "store", "--event-log", str(site.root / "none" / "log"))
+    assert answer.code == 2
+    assert "--event-log" in answer.err
+    assert "Traceback" not in answer.err
 
 
 def test_flags_win_over_the_environment_and_the_file(site: Site) -> None:

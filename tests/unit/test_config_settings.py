@@ -112,6 +112,10 @@ def test_words_for_false(tmp_path: Path, word: str) -> None:
         ("eviction_high_watermark_ratio", "0"),
         ("get_wait_sec", "-0.1"),
         ("log_level", "verbose"),
+        ("persistent_path", ""),
+        ("runtime_dir", ""),
+        ("runtime_dir", "/run/" + "x" * 88),
+        ("segment_path", ""),
     ],
 )
 def test_a_bad_value_is_refused_by_name_wherever_it_comes_from(
@@ -131,7 +135,14 @@ def test_a_bad_value_is_refused_by_name_wherever_it_comes_from(
 
 @pytest.mark.parametrize(
     "line",
-    ["retain = 2.5", "retain = true", "http = 9470", "flush_sec = [1]", "enable_warmup = 1"],
+    [
+        "retain = 2.5",
+        "retain = true",
+        "http = 9470",
+        "flush_sec = [1]",
+        "enable_warmup = 1",
+        'segment_path = "/a\\u0000b"',
+    ],
 )
 def test_a_toml_value_of_another_type_is_refused(tmp_path: Path, line: str) -> None:
     with pytest.raises(SettingError, match=line.split(maxsplit=1)[0]):
