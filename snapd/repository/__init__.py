@@ -5,7 +5,8 @@ from snapd.formats.tables import Incarnation
 from snapd.repository.catalog import Catalog, RowState
 from snapd.repository.prune import PruneResult
 from snapd.repository.recovery import Recovery
-from snapd.repository.repository import Generation, ManifestSummary, Repository
+from snapd.repository.repository import Repository
+from snapd.repository.summary import Generation, ManifestSummary
 from snapd.repository.verify import Finding, Sample, Verification
 from snapd.repository.writer import PackWriter
 

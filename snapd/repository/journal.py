@@ -34,8 +34,12 @@ from snapd.formats.tables import Incarnation
 from snapd.repository.files import opened
 from snapd.repository.names import JOURNAL, journal_name, parse_journal
 
-FILE_BYTES_MAX = 64 * 2**20
-"""A file is left for the next one at this length; longer ones are not read."""
+FILE_BYTES_MAX = 1 << 30
+"""Longest file that is read. None comes near it: see `_FILE_BYTES` and `_SYNC_BYTES`."""
+_FILE_BYTES = 32 * 2**20
+"""Length at which a file is left for the next one."""
+_SYNC_BYTES = 8 * 2**20
+"""Records are written and synced together up to this many bytes and one record more."""
 
 Record = Callable[[int, bytes], bytes]
 """Encodes a record, given its number and the repository's id."""
@@ -119,6 +123,16 @@ class Journal:
                 self._close()
                 raise
             if removals is not None and len(removals):
+                # Covered when the last file that holds a part of it is.
+                self._batches.append(_Batch(self._sequence, removals))
+
+    def append_or_carry(self, removals: Removals) -> None:
+        """Write removals that a sealed pack implies: if the disk refuses, the next pack says them
+        nevertheless, and nothing is lost by the failure of a second line of defence."""
+        try:
+            self.append(removals)
+        except DiskError:
+            with self._lock:
                 self._batches.append(_Batch(self._sequence, removals))
 
     def rotate(self) -> tuple[int, Removals]:
@@ -156,27 +170,40 @@ class Journal:
             self._file = None
 
     def _write(self, records: list[Record]) -> None:
-        if self._file is not None and self._end > FILE_BYTES_MAX // 2:
-            self._close()
-        is_new = self._file is None
-        if self._file is None:
-            self._sequence += 1
-            self._file = self._disk.open(journal_name(self._sequence), "x")
-            header = FileHeader(
-                JOURNAL_MAGIC, self._repository_id, secrets.token_bytes(ID_BYTES), self._sequence
-            )
-            self._end = self._number = 0
-            pieces = [encode_header(header)]
-        else:
-            pieces = []
+        pieces: list[bytes] = []
+        length = 0
         for record in records:
+            if self._file is None:
+                self._begin_file()
             pieces.append(record(self._number, self._repository_id))
             self._number += 1
+            length += len(pieces[-1])
+            if length >= _SYNC_BYTES:
+                self._flush(pieces)
+                pieces, length = [], 0
+        self._flush(pieces)
+
+    def _begin_file(self) -> None:
+        self._sequence += 1
+        self._file = self._disk.open(journal_name(self._sequence), "x")
+        self._end = self._number = 0
+
+    def _flush(self, pieces: list[bytes]) -> None:
+        """Write records and sync them; a new file gets its header and a durable name as well."""
+        if self._file is None or not pieces:
+            return
+        is_new = self._end == 0
+        if is_new:
+            file_id = secrets.token_bytes(ID_BYTES)
+            header = FileHeader(JOURNAL_MAGIC, self._repository_id, file_id, self._sequence)
+            pieces = [encode_header(header), *pieces]
         self._file.write(pieces, self._end)
         self._end += sum(len(piece) for piece in pieces)
         self._file.sync()
         if is_new:
             self._disk.sync_directory(JOURNAL)
+        if self._end > _FILE_BYTES:
+            self._close()
 
 
 def _removed_records(removals: Removals) -> list[Record]:

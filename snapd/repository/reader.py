@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,9 @@ from typing_extensions import Buffer
 from snapd.blocks import BlockTable, Codec
 from snapd.blocks.keys import I64, Bools
 from snapd.disk import Disk, DiskFile
+from snapd.errors import DiskError
 from snapd.formats.pack import padded_sizes
-from snapd.formats.sealed import padded
+from snapd.formats.sealed import PAGE_BYTES, padded
 from snapd.plans import merge_reads
 from snapd.repository.files import aligned_buffer
 
@@ -78,7 +80,8 @@ def read_blocks(
     Blocks that lie next to each other in a pack are read by one call, raw ones without a copy.
     The bytes of a block that is not good are undefined.
 
-    Raises DiskError when the disk fails, which says nothing about the blocks.
+    Raises DiskError when the disk fails, which says nothing about the blocks. A pack that is not
+    there is no such failure: its blocks are not good.
     """
     result: Bools = np.zeros(len(blocks), np.bool_)
     views = [memoryview(buffer).cast("B") for buffer in buffers]
@@ -89,9 +92,15 @@ def read_blocks(
     runs = merge_reads(blocks.pack, blocks.pack_offset, lengths, bytes_max=READ_BYTES_MAX)
     for run in runs:
         name = names.get(int(blocks.pack[run[0]]))
-        if name is not None:
+        if name is None:
+            continue
+        try:
             with files.use(name) as file:
                 _read_run(file, blocks, views, run, result)
+        except DiskError as error:
+            # A pack that is not there has no blocks; any other failure may pass.
+            if error.errno != errno.ENOENT:
+                raise
     return result
 
 
@@ -99,28 +108,46 @@ def _read_run(
     file: DiskFile, blocks: BlockTable, views: list[memoryview], run: I64, result: Bools
 ) -> None:
     """Read blocks that lie one after another, and note in `result` which are good."""
+    lengths = padded_sizes(blocks.stored_size[run]).astype(np.int64)
+    offset = int(blocks.pack_offset[run[0]])
+    if (blocks.codec[run] == Codec.RAW).all():
+        pairs = zip(run.tolist(), lengths.tolist(), strict=True)
+        targets = [views[row][:length] for row, length in pairs]
+        got = file.read(targets, offset)
+        # If the pack is shorter than its index says, the blocks behind its end are gone.
+        run = run[np.cumsum(lengths) <= got]
+    else:
+        run = _read_encoded(file, blocks, views, run, offset)
+    sizes = blocks.size[run].tolist()
+    digest = xxhash.xxh3_64_intdigest
+    pairs = zip(run.tolist(), sizes, strict=True)
+    hashes = np.fromiter((digest(views[row][:size]) for row, size in pairs), np.uint64, len(run))
+    result[run] = hashes == blocks.checksum[run]
+    for row, size in zip(run.tolist(), sizes, strict=True):
+        if size % PAGE_BYTES:
+            views[row][size : padded(size)] = bytes(padded(size) - size)
+
+
+def _read_encoded(
+    file: DiskFile, blocks: BlockTable, views: list[memoryview], run: I64, offset: int
+) -> I64:
+    """Read a run in which some blocks are compressed; returns the rows that could be decoded."""
     stored = blocks.stored_size[run].tolist()
-    raw = (blocks.codec[run] == Codec.RAW).tolist()
-    staging = aligned_buffer(sum(padded(s) for s, r in zip(stored, raw, strict=True) if not r))
-    targets: list[memoryview] = []
-    used = 0
-    for row, length, is_raw in zip(run.tolist(), stored, raw, strict=True):
-        end = padded(length)
-        targets.append(views[row][:end] if is_raw else staging[used : used + end])
-        used += 0 if is_raw else end
-    got = file.read(targets, int(blocks.pack_offset[run[0]]))
-    done = 0
-    for row, target, length, is_raw in zip(run.tolist(), targets, stored, raw, strict=True):
-        done += target.nbytes
-        if done > got:
-            # The pack is shorter than its index says: this block and those behind it are gone.
-            return
-        size = int(blocks.size[row])
-        view = views[row]
-        if not is_raw and not _decompress(target[:length], view[:size]):
+    ends = np.cumsum(padded_sizes(blocks.stored_size[run])).tolist()
+    staging = aligned_buffer(ends[-1])[: ends[-1]]
+    got = file.read([staging], offset)
+    decoded: list[int] = []
+    for row, length, end in zip(run.tolist(), stored, ends, strict=True):
+        if end > got:
+            break
+        piece = staging[end - padded(length) :][:length]
+        target = views[row][: int(blocks.size[row])]
+        if int(blocks.codec[row]) == Codec.RAW:
+            target[:] = piece
+        elif not _decompress(piece, target):
             continue
-        view[size : padded(size)] = bytes(padded(size) - size)
-        result[row] = xxhash.xxh3_64_intdigest(view[:size]) == int(blocks.checksum[row])
+        decoded.append(row)
+    return np.array(decoded, np.int64)
 
 
 def _decompress(stored: memoryview, target: memoryview) -> bool:

@@ -6,7 +6,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
@@ -16,9 +15,9 @@ from snapd.blocks import BlockTable, Codec
 from snapd.blocks.keys import I64, Bools
 from snapd.blocks.table import F32
 from snapd.disk import Disk, DiskLock
-from snapd.errors import DiskError, NothingThereError, RefusedError, SnapdError
+from snapd.errors import DiskError, LockHeldError, NothingThereError, RefusedError, SnapdError
 from snapd.formats.manifest import Manifest
-from snapd.formats.pack import PackIndex
+from snapd.formats.pack import REMOVALS_MAX, PackIndex
 from snapd.formats.removals import Removals
 from snapd.formats.sealed import ID_BYTES, PACK_MAGIC, FileHeader
 from snapd.formats.tables import FINGERPRINTS_MAX, Incarnation
@@ -40,6 +39,7 @@ from snapd.repository.quarantine import copy_to_quarantine
 from snapd.repository.reader import PackFiles, read_blocks
 from snapd.repository.recovery import Recovery, enter_pack, recover_state
 from snapd.repository.state import RepositoryState
+from snapd.repository.summary import Generation, ManifestSummary
 from snapd.repository.verify import Progress, Sample, Verification, Verifier
 from snapd.repository.writer import PackWriter
 
@@ -48,35 +48,10 @@ PENDING_REMOVALS_MAX = 65_536
 """Removals that wait in the journal for the next pack. Beyond that a commit seals a pack with
 nothing else in it. Below, it does not: a pack for each flush with a removal would be thousands a
 day, each read at every recovery, where the journal costs one read for all."""
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestSummary:
-    """One snapshot, for logs and screens."""
-
-    generation: int
-    committed_at: float
-    """Seconds since 1970-01-01 UTC."""
-    blocks: int
-    bytes: int
-    """Sizes of the live blocks added up."""
-    packs: int
-    epoch: int
-    file_bytes: int
-    """Length of the manifest."""
-    pruned: PruneResult
-    """What the commit deleted afterwards, or why not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One manifest on disk, readable or not."""
-
-    generation: int
-    manifest: Manifest | None
-    file_bytes: int
-    problem: str
-    """Why it cannot be read; empty if it can."""
+_REMOVALS_PER_CALL = REMOVALS_MAX // 4
+"""Removals that are journaled at a time; a call with more seals packs in between."""
+_PIN_SECONDS = 10.0
+"""How long a reader waits for pruning to end."""
 
 
 class Repository:
@@ -141,7 +116,7 @@ class Repository:
         Raises LockHeldError, NewerFormatError, NothingThereError (to read, and nothing is there),
         or DiskError.
         """
-        lock = disk.lock(PINS_FILE, shared=True) if read_only else disk.lock(LOCK_FILE)
+        lock = _pin(disk) if read_only else disk.lock(LOCK_FILE)
         try:
             moved: list[str] = []
             if read_only:
@@ -293,17 +268,15 @@ class Repository:
         Returns the catalog rows that were live until now. Raises DiskError: then nothing is
         removed here, although a restart may find that it was."""
         self._check_writable()
-        self._journal.append(removals, epoch)
-        with self.catalog.lock:
-            gone: list[I64] = [np.empty(0, np.int64)]
-            if removals is not None:
-                # A pack that is being written may hold what this removes, and be sealed later.
-                self._recent.append(removals)
-                gone.append(self.catalog.remove(removals))
-            if epoch is not None:
-                gone.append(self.catalog.remove_all(epoch))
-            self._trim_recent()
-            return np.concatenate(gone)
+        gone = [np.empty(0, np.int64)]
+        if epoch is not None:
+            self._journal.append(epoch=epoch)
+            gone.append(self.catalog.remove_all(epoch))
+        for first in range(0, 0 if removals is None else len(removals), _REMOVALS_PER_CALL):
+            assert removals is not None
+            last = min(first + _REMOVALS_PER_CALL, len(removals))
+            gone.append(self._remove(removals.take(np.arange(first, last))))
+        return np.concatenate(gone)
 
     def commit(self, heat: F32 | None = None, *, prune: bool = True) -> ManifestSummary:
         """Make a snapshot of what is live: one manifest, read back; then prune, unless `prune` is
@@ -435,7 +408,7 @@ class Repository:
             self._journal.sealed(through)
             self._journal_sealed = max(self._journal_sealed, through)
         if len(superseded):
-            self._journal.append(Removals.of_blocks(superseded))
+            self._journal.append_or_carry(Removals.of_blocks(superseded))
         return np.arange(rows.start, rows.stop)
 
     def ended(self, writer: PackWriter) -> None:
@@ -445,6 +418,17 @@ class Repository:
             self._trim_recent()
 
     # --- inside -------------------------------------------------------------------------------
+
+    def _remove(self, removals: Removals) -> I64:
+        if self._journal.pending > _REMOVALS_PER_CALL:
+            self.begin_pack().seal()
+        self._journal.append(removals)
+        with self.catalog.lock:
+            # A pack that is being written may hold what this removes, and be sealed later.
+            self._recent.append(removals)
+            gone = self.catalog.remove(removals)
+            self._trim_recent()
+            return gone
 
     def _recover(self, *, use_manifests: bool) -> Recovery:
         found = recover_state(self.disk, self.repository_id, use_manifests=use_manifests)
@@ -496,3 +480,15 @@ class Repository:
             raise RefusedError("the repository is open for reading")
         if not self._recovered:
             raise RefusedError("recover the repository before writing to it")
+
+
+def _pin(disk: Disk) -> DiskLock:
+    """A reader's pin, once whoever prunes is done. Raises LockHeldError or DiskError."""
+    deadline = time.monotonic() + _PIN_SECONDS
+    while True:
+        try:
+            return disk.lock(PINS_FILE, shared=True)
+        except LockHeldError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from snapd.formats.tables import Incarnation
 from snapd.repository.catalog import Catalog
@@ -40,6 +40,8 @@ class RepositoryState:
     """By sequence, in rising order."""
     incarnations: dict[bytes, Incarnation] = field(default_factory=dict)
     """By segment id."""
+    ordinal_last: int = 0
+    """Highest ordinal that was ever seen or given out."""
     fingerprints: dict[int, str] = field(default_factory=dict)
     pack_floor: int = 0
     """Of the newest manifest: packs up to here that it does not name are obsolete."""
@@ -60,10 +62,19 @@ class RepositoryState:
         return self.catalog.epoch
 
     def learn_incarnations(self, found: tuple[Incarnation, ...]) -> None:
-        """Add incarnations from a file. The first word on a segment stands: all that were ever
-        written agree, because an ordinal is durable before it is used."""
+        """Add incarnations from a file.
+
+        A record whose sync failed may be there beside the one that was used instead. Epochs never
+        fall, so the higher base is the one that was used; an ordinal stays with who had it first.
+        """
         for one in found:
-            self.incarnations.setdefault(one.segment_id, one)
+            self.ordinal_last = max(self.ordinal_last, one.ordinal)
+            known = self.incarnations.get(one.segment_id)
+            if known is not None:
+                base = max(known.epoch_base, one.epoch_base)
+                self.incarnations[one.segment_id] = replace(known, epoch_base=base)
+            elif all(one.ordinal != other.ordinal for other in self.incarnations.values()):
+                self.incarnations[one.segment_id] = one
 
     def learn_fingerprints(self, found: dict[int, str]) -> dict[int, int]:
         """Add labels from a file; returns the ids here of ids there, where they differ.
@@ -89,7 +100,9 @@ class RepositoryState:
         return free
 
     def next_ordinal(self) -> int:
-        """The ordinal of the next incarnation: above every one that any version carries."""
-        known = max((one.ordinal for one in self.incarnations.values()), default=0)
+        """The ordinal of the next incarnation: above every one that any version carries, and above
+        those that were given out and failed to become durable, because they may be found later."""
         rows = self.catalog.table.incarnation
-        return max(known, int(rows.max()) if len(rows) else 0) + 1
+        highest = int(rows.max()) if len(rows) else 0
+        self.ordinal_last = max(self.ordinal_last, highest) + 1
+        return self.ordinal_last
