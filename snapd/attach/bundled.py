@@ -209,6 +209,8 @@ class BundledSink:
         self._view = view
         self._connection = connection
         self._writer = writer
+        self.closed = False
+        """Whether `close` was called: nothing is written any more."""
         view.hold_writer(writer)
 
     def register_cold(self, table: BlockTable) -> Registered:
@@ -271,7 +273,9 @@ class BundledSink:
     def close(self) -> None:
         """Close the connection, and say by the lock that nothing will be written any more."""
         self._connection.close()
-        self._view.release_writer(self._writer)
+        if not self.closed:
+            self._view.release_writer(self._writer)
+            self.closed = True
 
     def _register(self, table: BlockTable) -> Registered:
         request = RegisterCold(

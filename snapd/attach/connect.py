@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from snapd import __version__
 from snapd.attach.bundled import BundledFeed, BundledSink, BundledSource
@@ -25,7 +26,7 @@ from snapd.wire.messages import (
 _ANSWER_SECONDS = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class BundledStore:
     """One life of the bundled store, as its answers describe it."""
 
@@ -40,6 +41,7 @@ class BundledStore:
     StoreUnavailableError when the store is away or is another one by now."""
     control: Connection
     """For `stats`; of the thread that attached."""
+    _sinks: weakref.WeakSet[BundledSink] = field(default_factory=weakref.WeakSet)
 
     @property
     def slots(self) -> int:
@@ -57,7 +59,16 @@ class BundledStore:
     def sink(self) -> Sink:
         """A sink. Raises as `connect` does."""
         connection, writer = self.connect()
-        return BundledSink(self.view, connection, writer)
+        sink = BundledSink(self.view, connection, writer)
+        self._sinks.add(sink)
+        return sink
+
+    def unmap(self) -> bool:
+        """Give the segment's memory back, unless a sink may still write into it; says whether."""
+        if any(not sink.closed for sink in list(self._sinks)):
+            return False
+        self.view.close()
+        return True
 
     def feed(self) -> Feed:
         """A feed. Raises as `connect` does."""

@@ -174,11 +174,13 @@ class EventsWorker:
 
 
 def _removals(session: Session, batch: Changes, at: I64) -> Removals:
+    """What the repository is to forget: a removal ends the versions *before* its sequence, which
+    the next version of the key may carry itself."""
     keys = batch.keys.take(at)
     return Removals(
         keys,
         keys.hashes(),
         (batch.epochs[at].astype(np.int64) + session.epoch_base).astype(np.uint32),
         np.full(len(at), session.ordinal, np.uint32),
-        batch.sequences[at].copy(),
+        batch.sequences[at] - np.uint64(1),
     )

@@ -61,7 +61,7 @@ class Keeper:
         self._ended = ended
         self._store: BundledStore | None = None
         self._backoff = Backoff(
-            _logger, "attach to the store", first_seconds=0.02, most_seconds=1.0
+            _logger, "attach to the store", first_seconds=0.02, most_seconds=0.25
         )
         self.stats: StatsReply | None = None
         """The store's last answer."""
@@ -161,10 +161,9 @@ class Keeper:
     def _watch(self, session: Session, store: BundledStore, retired: BundledStore | None) -> None:
         while not self._ended.is_set() and not session.lost.is_set():
             self._look(store)
-            if retired is not None and session.settled.is_set():
-                # The flusher has gone over to the new segment: nobody reads the old one any more.
-                if retired.view is not store.view:
-                    retired.view.close()
+            # Once the flusher has gone over to the new segment, and no lane writes into the old one
+            # any more, its memory can go.
+            if retired is not None and session.settled.is_set() and _left(retired, store):
                 retired = None
             session.lost.wait(_STATS_SECONDS)
 
@@ -175,3 +174,8 @@ class Keeper:
             before = None
         self._observer.store_stats(self.stats, before)
         self._observer.store_up(up=True)
+
+
+def _left(retired: BundledStore, store: BundledStore) -> bool:
+    """Give back the memory of a segment that was left; whether there is none to give back now."""
+    return retired.view is store.view or retired.unmap()

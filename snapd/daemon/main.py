@@ -156,6 +156,15 @@ class Daemon:
             f"Warm up from persistent path: {self._settings.persistent_path}, "
             f"found {recovery.blocks} cached entries.",
         )
+        for finding in (
+            *recovery.unreadable_manifests,
+            *recovery.unreadable_packs,
+            *recovery.journal_findings,
+        ):
+            event(_logger, logging.ERROR, "found damage in the repository", finding=finding)
+        for name in recovery.moved_aside:
+            event(_logger, logging.WARNING, "moved a file aside", file=name)
+        self._metrics.quarantined("unreadable", recovery.blocks_lost)
         self._state.recovered(recovery)
 
     def _keep_house(self) -> None:

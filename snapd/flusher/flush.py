@@ -33,6 +33,9 @@ from snapd.repository import PackWriter, Repository, RowState
 _DESCRIBE_SLOTS = 16_384
 """Slots described at a time: bounds the memory of a flush of very many small blocks."""
 
+_LOOKS_MAX = 3
+"""Complete looks after which slots that cannot be read are taken for empty."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -47,6 +50,8 @@ class FlushResult:
     evicted: int = 0
     moved: int = 0
     """Left before they were on disk."""
+    unread: int = 0
+    """Slots that were just changing, or are damaged: left for the next look."""
     rejected: int = 0
     """Bytes in memory that are not what their checksum says."""
     revived: list[I64] = field(default_factory=list)
@@ -65,6 +70,8 @@ class Flush:
     pace: Callable[[int], None]
     deadline: float = float("inf")
     """On the monotonic clock: what is not written by then is left."""
+    looks: int = 0
+    """Complete looks since everything is served."""
     result: FlushResult = field(default_factory=FlushResult)
     _writer: PackWriter | None = None
     _pending: list[tuple[U32, U64]] = field(default_factory=list)
@@ -85,7 +92,11 @@ class Flush:
             if self._writer is not None:
                 self._writer.abort()
         if served and self.result.complete:
-            self._finish_settling()
+            self.looks += 1
+            # A slot that cannot be read now may hold what would then seem to be gone; but one that
+            # never can must not keep evictions from being seen for good.
+            if self.result.unread == 0 or self.looks >= _LOOKS_MAX:
+                self._finish_settling()
         return self.result
 
     def _compare(self) -> I64:
@@ -114,6 +125,7 @@ class Flush:
         table = self.source.describe(slots)
         # What moved since the scan is left for the next one, like what is just being written.
         table = table.take(table.slot_sequence == self._scan.sequence[table.slot])
+        self.result.unread += len(slots) - len(table)
         table = self._identify(table)
         table = table.take(self._unmatched(table))
         order = np.arange(len(table), dtype=np.int64)

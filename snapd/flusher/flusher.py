@@ -97,6 +97,8 @@ class Flusher:
         self._quiesce: Callable[[], None] = _nothing
         self._source: tuple[Session, Source] | None = None
         self._heat: HeatBook | None = None
+        self._looks = 0
+        """Complete looks at the session since everything is served."""
         self._flushes = Backoff(_logger, "flush", most_seconds=30.0)
         self._snapshots = Backoff(_logger, "commit a snapshot", most_seconds=30.0)
         now = time.monotonic()
@@ -195,6 +197,7 @@ class Flusher:
         _answer(flushes, error)
         # Even where blocks could not be written, what is in sealed packs gets its manifest.
         self._snapshot(snapshots, None)
+        self.final_error = self.final_error or error
 
     def _flush(self, deadline: float) -> SnapdError | None:
         """One flush; the error that ended it, if one did."""
@@ -204,7 +207,9 @@ class Flusher:
         if session is None:
             self._flushed_until = self._durable_until = started
             return None
-        flush = Flush(session, self._source_of(session), self._repository, self._pace, deadline)
+        flush = Flush(
+            session, self._source_of(session), self._repository, self._pace, deadline, self._looks
+        )
         try:
             result = flush.run()
         except SnapdError as error:
@@ -213,6 +218,7 @@ class Flusher:
                 self._settings.flush_sec, self._flushes.failed(error)
             )
             return error
+        self._looks = flush.looks
         self._flushes.succeeded()
         self.last_flush = result
         self._written_bytes += result.written_bytes
@@ -295,6 +301,7 @@ class Flusher:
             if self._source is not None:
                 self._source[1].close()
             self._source = (session, session.open_source())
+            self._looks = 0
         return self._source[1]
 
 

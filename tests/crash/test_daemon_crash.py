@@ -176,6 +176,23 @@ def test_a_key_put_again_after_its_removal_is_durable_again(site: DaemonSite) ->
     assert wrong_keys(site.client(), KEYS) == []
 
 
+def test_the_version_right_after_a_removal_is_not_removed_with_it(site: DaemonSite) -> None:
+    """A removal's sequence may be the one that the key's next version gets."""
+    site.start()
+    client = site.client()
+    for version in (1, 2, 3):
+        assert client.put("only", block("only", version)) == 0
+        if version < 3:
+            site.flushed()
+            assert client.remove("only", True) == 0
+    site.flushed()
+    site.kill_daemon()
+    site.kill_store()
+    site.wipe_segment()
+    site.start()
+    assert wrong_keys(site.client(), ["only"], version=3) == []
+
+
 def test_a_replaced_block_never_comes_back(site: DaemonSite) -> None:
     site.start()
     client = site.client()
