@@ -17,7 +17,7 @@ from snapd.cli.options import (
     json_option,
     settings_options,
 )
-from snapd.cli.output import note, write_json, write_line
+from snapd.cli.output import bytes_text, note, time_text, write_json, write_line
 from snapd.cli.repository import open_repository
 from snapd.config import Settings
 from snapd.errors import NothingThereError
@@ -71,16 +71,24 @@ def _write(document: Mapping[str, Any]) -> None:
 
 
 def _flatten(prefix: str, value: object) -> Iterator[tuple[str, str]]:
+    """(path, text) of every value below `value`."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flatten(f"{prefix}.{key}" if prefix else str(key), inner)
-    elif isinstance(value, list):
-        yield prefix, "; ".join(map(str, value)) or "-"
-    elif isinstance(value, bool):
-        yield prefix, "yes" if value else "no"
-    elif isinstance(value, float):
-        yield prefix, f"{value:,.3f}"
-    elif isinstance(value, int):
-        yield prefix, f"{value:,}"
     else:
-        yield prefix, "-" if value in {None, ""} else str(value)
+        yield prefix, _text(prefix.rpartition(".")[2], value)
+
+
+def _text(name: str, value: object) -> str:
+    """A value for people; what it counts is in its name, as everywhere."""
+    if value is None or value in ("", [], ()):
+        return "-"
+    if isinstance(value, list):
+        return "; ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float) and name.endswith("_at"):
+        return time_text(value) if value else "-"
+    if isinstance(value, int) and "bytes" in name.split("_"):
+        return bytes_text(value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
