@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-import numpy as np
 from typing_extensions import Buffer
 
-from snapd.blocks import BlockTable, Codec
+from snapd.blocks import Codec
 from snapd.blocks.keys import I64, Bools
 from snapd.blocks.table import F32
 from snapd.disk import Disk, DiskLock
 from snapd.errors import DiskError, LockHeldError, NothingThereError, RefusedError, SnapdError
 from snapd.formats.manifest import Manifest
-from snapd.formats.pack import REMOVALS_MAX, PackIndex
 from snapd.formats.removals import Removals
-from snapd.formats.sealed import ID_BYTES, PACK_MAGIC, FileHeader
 from snapd.formats.tables import FINGERPRINTS_MAX, Incarnation
 from snapd.repository.catalog import Catalog
-from snapd.repository.files import SealedFile
+from snapd.repository.intake import Intake
 from snapd.repository.journal import Journal
 from snapd.repository.layout import move_aside, prepare, read_identity
 from snapd.repository.manifests import make_manifest, read_manifest, write_manifest
 from snapd.repository.names import (
     LOCK_FILE,
     MANIFESTS,
-    PACK_SEQUENCE_MAX,
     PINS_FILE,
     SEQUENCE_MAX,
     parse_manifest,
@@ -37,7 +32,7 @@ from snapd.repository.names import (
 from snapd.repository.prune import Pruner, PruneResult
 from snapd.repository.quarantine import copy_to_quarantine
 from snapd.repository.reader import PackFiles, read_blocks
-from snapd.repository.recovery import Recovery, enter_pack, recover_state
+from snapd.repository.recovery import Recovery, recover_state
 from snapd.repository.state import RepositoryState
 from snapd.repository.summary import Generation, ManifestSummary
 from snapd.repository.verify import Progress, Sample, Verification, Verifier
@@ -48,8 +43,6 @@ PENDING_REMOVALS_MAX = 65_536
 """Removals that wait in the journal for the next pack. Beyond that a commit seals a pack with
 nothing else in it. Below, it does not: a pack for each flush with a removal would be thousands a
 day, each read at every recovery, where the journal costs one read for all."""
-_REMOVALS_PER_CALL = REMOVALS_MAX // 4
-"""Removals that are journaled at a time; a call with more seals packs in between."""
 _PIN_SECONDS = 10.0
 """How long a reader waits for pruning to end."""
 
@@ -85,13 +78,9 @@ class Repository:
         self._state = RepositoryState(repository_id)
         self._journal = Journal(disk, repository_id, 0)
         self._journal_keep: frozenset[int] = frozenset()
-        self._journal_sealed = 0
         self._pruner = Pruner(disk, self._journal, retain)
+        self._intake = self._new_intake()
         self._files = PackFiles(disk)
-        self._writers: dict[PackWriter, int] = {}
-        """Writers that are at work, and the last journal file that their pack covers."""
-        self._recent: list[Removals] = []
-        """Removals that a pack still being written may not know of."""
         self._commit_lock = threading.Lock()
         self._moved_aside: list[str] = []
         self._corrupt: list[str] = []
@@ -166,9 +155,7 @@ class Repository:
 
     def close(self) -> None:
         """Give up open writers, close files, release the lock; idempotent."""
-        for writer in list(self._writers):
-            writer.abort()
-        self._journal.close()
+        self._intake.close()
         self._files.close()
         self._lock.release()
 
@@ -232,51 +219,25 @@ class Repository:
     def incarnation(self, segment_id: bytes) -> Incarnation:
         """The ordinal and the epoch base of a segment (16 bytes). A new one is durable before this
         returns, so that versions keep their order whatever happens next. Raises DiskError."""
-        with self.catalog.lock:
-            known = self._state.incarnations.get(segment_id)
-            if known is not None:
-                return known
-            self._check_writable()
-            new = Incarnation(self._state.next_ordinal(), segment_id, self._state.epoch)
-            self._journal.append(incarnations=[new])
-            self._state.incarnations[segment_id] = new
-            return new
+        known = self._state.incarnations.get(segment_id)
+        if known is not None:
+            return known
+        self._check_writable()
+        return self._intake.incarnation(segment_id)
 
     # --- writing ------------------------------------------------------------------------------
 
     def begin_pack(self) -> PackWriter:
         """A writer for the next pack. Raises DiskError when pack numbers are used up."""
         self._check_writable()
-        with self.catalog.lock:
-            if self._state.pack_last >= PACK_SEQUENCE_MAX:
-                raise DiskError("pack numbers are used up: move the repository aside")
-            self._state.pack_last += 1
-            header = FileHeader(
-                PACK_MAGIC,
-                self.repository_id,
-                secrets.token_bytes(ID_BYTES),
-                self._state.pack_last,
-            )
-            writer = PackWriter(
-                self.disk, header, self, codec=self._codec, bytes_max=self._pack_bytes_max
-            )
-            self._writers[writer] = 0
-            return writer
+        return self._intake.begin_pack()
 
     def journal(self, removals: Removals | None = None, *, epoch: int | None = None) -> I64:
         """Remove keys, or with `epoch` everything of earlier epochs: durable before this returns.
         Returns the catalog rows that were live until now. Raises DiskError: then nothing is
         removed here, although a restart may find that it was."""
         self._check_writable()
-        gone = [np.empty(0, np.int64)]
-        if epoch is not None:
-            self._journal.append(epoch=epoch)
-            gone.append(self.catalog.remove_all(epoch))
-        for first in range(0, 0 if removals is None else len(removals), _REMOVALS_PER_CALL):
-            assert removals is not None
-            last = min(first + _REMOVALS_PER_CALL, len(removals))
-            gone.append(self._remove(removals.take(np.arange(first, last))))
-        return np.concatenate(gone)
+        return self._intake.remove(removals, epoch)
 
     def commit(self, heat: F32 | None = None, *, prune: bool = True) -> ManifestSummary:
         """Make a snapshot of what is live: one manifest, read back; then prune, unless `prune` is
@@ -291,7 +252,7 @@ class Repository:
         """
         self._check_writable()
         with self._commit_lock:
-            if self._journal.pending > PENDING_REMOVALS_MAX:
+            if self._intake.removals_pending > PENDING_REMOVALS_MAX:
                 self.begin_pack().seal()
             with self.catalog.lock:
                 state = self._state
@@ -299,12 +260,12 @@ class Repository:
                     raise DiskError("generations are used up: move the repository aside")
                 state.generation_last += 1
                 generation = state.generation_last
-                writing = [writer.header.sequence for writer in self._writers]
+                writing = self._intake.writing()
                 manifest = make_manifest(
                     state,
                     heat,
                     pack_floor=min([state.pack_last + 1, *writing]) - 1,
-                    journal_floor=self._journal_sealed,
+                    journal_floor=self._intake.journal_sealed,
                     now_ns=int(self._now() * 1e9),
                 )
             file_bytes = write_manifest(self.disk, self.repository_id, generation, manifest)
@@ -371,64 +332,7 @@ class Repository:
         verifier = Verifier(self.disk, self.repository_id, self._files)
         return verifier.run(generation, all_blocks=all_blocks, sample=sample, progress=progress)
 
-    # --- PackOwner ----------------------------------------------------------------------------
-
-    def pack_index(self, writer: PackWriter, blocks: BlockTable) -> PackIndex:
-        """The index that a writer seals: its blocks, and all that the journal has until now."""
-        with self.catalog.lock:
-            through, removals = self._journal.rotate()
-            self._writers[writer] = through
-            state = self._state
-            # A store may have begun an epoch whose event is still on its way: its blocks tell.
-            newest = int(blocks.epoch.max()) if len(blocks) else 0
-            used = set(np.unique(blocks.fingerprint).tolist())
-            return PackIndex(
-                blocks=blocks.with_columns(
-                    pack=np.full(len(blocks), writer.header.sequence, np.uint32)
-                ),
-                removals=removals,
-                epoch=max(state.epoch, newest),
-                incarnations=tuple(sorted(state.incarnations.values())),
-                fingerprints={
-                    one: label for one, label in state.fingerprints.items() if one in used
-                },
-            )
-
-    def adopt(self, writer: PackWriter, sealed: SealedFile, index: PackIndex) -> I64:
-        """A sealed pack enters the catalog; what it superseded is journaled.
-
-        The pack itself says what it supersedes. The journal says it again until the next pack is
-        sealed, so that losing one index to a bad medium cannot bring an old version back.
-        """
-        with self.catalog.lock:
-            superseded = enter_pack(self._state, sealed, index, None)
-            rows = self._state.packs[sealed.header.sequence].rows
-            self.catalog.remove(Removals.concatenate([index.removals, *self._recent]))
-            through = self._writers[writer]
-            self._journal.sealed(through)
-            self._journal_sealed = max(self._journal_sealed, through)
-        if len(superseded):
-            self._journal.append_or_carry(Removals.of_blocks(superseded))
-        return np.arange(rows.start, rows.stop)
-
-    def ended(self, writer: PackWriter) -> None:
-        """A writer is done."""
-        with self.catalog.lock:
-            self._writers.pop(writer, None)
-            self._trim_recent()
-
     # --- inside -------------------------------------------------------------------------------
-
-    def _remove(self, removals: Removals) -> I64:
-        if self._journal.pending > _REMOVALS_PER_CALL:
-            self.begin_pack().seal()
-        self._journal.append(removals)
-        with self.catalog.lock:
-            # A pack that is being written may hold what this removes, and be sealed later.
-            self._recent.append(removals)
-            gone = self.catalog.remove(removals)
-            self._trim_recent()
-            return gone
 
     def _recover(self, *, use_manifests: bool) -> Recovery:
         found = recover_state(self.disk, self.repository_id, use_manifests=use_manifests)
@@ -438,19 +342,27 @@ class Repository:
         recovery.moved_aside = list(self._moved_aside)
         self._state = found.state
         self._corrupt = found.corrupt
-        self._journal.close()
+        self._intake.close()
         self._journal = Journal(self.disk, self.repository_id, found.journal.sequence_last)
         if not self.read_only:
             self._journal.renew(found.journal)
         self._journal_keep = found.journal.keep
-        self._journal_sealed = 0
         self._pruner = Pruner(self.disk, self._journal, self.retain)
+        self._intake = self._new_intake()
         self._recovered = True
         return recovery
 
+    def _new_intake(self) -> Intake:
+        return Intake(
+            self.disk,
+            self._state,
+            self._journal,
+            codec=self._codec,
+            pack_bytes_max=self._pack_bytes_max,
+        )
+
     def _prune(self, journal_floor: int) -> PruneResult:
-        with self.catalog.lock:
-            writing = [writer.header.sequence for writer in self._writers]
+        writing = self._intake.writing()
         try:
             pruned = self._pruner.prune(self._state, writing, journal_floor, self._journal_keep)
         except DiskError as error:
@@ -469,11 +381,6 @@ class Repository:
         except SnapdError as error:
             return Generation(generation, None, 0, str(error))
         return Generation(generation, manifest, file_bytes, "")
-
-    def _trim_recent(self) -> None:
-        """Forget removals that every pack from now on will know of."""
-        if not self._writers:
-            self._recent.clear()
 
     def _check_writable(self) -> None:
         if self.read_only:
