@@ -20,7 +20,7 @@ from snapd.formats.segment import Slots, SlotState, data_units, key_units
 from snapd.segment import Segment
 from snapd.store.audit import SlotAudit, audit_slots, empty_audit, repair_index
 from snapd.store.book import SlotBook
-from snapd.store.eviction import Candidates, cheapest_window, choose_victims, evictable
+from snapd.store.eviction import Candidates, ages, cheapest_window, choose_victims, evictable
 from snapd.store.keys import KeyHeap, PaddedKeys
 from snapd.store.space import Growth, Reservation, Space
 
@@ -28,6 +28,9 @@ _LOG = logging.getLogger(__name__)
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+
+LARGE_SHARE = 64
+"""Blocks over this part of the data area are large."""
 
 WINDOWS_PER_REQUEST_MAX = 64
 HEAT_HALF_LIFE_SECONDS = 3600.0
@@ -90,7 +93,7 @@ class BlockStore:
             else audit_slots(mapping.slots, segment.geometry, segment.epoch, held, mapping.keys_of)
         )
         self.book = SlotBook(mapping.slots, audit.records, audit.state)
-        self.lease_until = self._last_access()
+        self.lease_until = self._last_access(now)
         self.soft_until = np.full(count, now + SOFT_PIN_SECONDS)
         self.soft_seconds = np.full(count, SOFT_PIN_SECONDS, np.float32)
         self.upsert = np.zeros(count, np.bool_)
@@ -128,9 +131,10 @@ class BlockStore:
             index_repairs=repairs,
         )
 
-    def _last_access(self) -> F64:
-        """Lease ends on the engine's clock: in the past, in the order of the last accesses."""
-        return self.heat["last_access"].astype(np.float64) - self._wall
+    def _last_access(self, now: float) -> F64:
+        """Lease ends on the engine's clock, in the order of the last accesses. None is later than
+        now, even if the clock of the day was set back meanwhile."""
+        return np.minimum(self.heat["last_access"] - self._wall, now)
 
     # --- finding ------------------------------------------------------------------------------
 
@@ -196,13 +200,15 @@ class BlockStore:
         units, names = data_units(sizes), key_units(keys.lengths[rows])
         if not evict:
             return self.space.reserve(units, names)
-        self._keep_below_watermark(int(units.sum()), now)
+        small = units <= self.space.capacity_units // LARGE_SHARE
+        self._keep_below_watermark(int(units[small].sum()), now)
         got = self.space.reserve(units, names)
-        missing = np.flatnonzero(got.slots < 0)
+        missing = np.flatnonzero((got.slots < 0) & small)
         if len(missing):
             self._make_room(units[missing], names[missing], now)
             got.put(missing, self.space.reserve(units[missing], names[missing]))
-        # What is free may still be in pieces too short for a large block: clear a run for it.
+        # A large block needs one long run: evicting the oldest blocks, wherever they lie, might
+        # empty the store and still not make one. The same goes for small ones between pieces.
         for row in np.flatnonzero(got.slots < 0)[:WINDOWS_PER_REQUEST_MAX].tolist():
             one = np.array([row])
             if not self._clear_window(int(units[row]), now):
@@ -212,24 +218,24 @@ class BlockStore:
 
     def _clear_window(self, units: int, now: float) -> bool:
         """Evict the blocks of one run of this many units; False if there is no such run."""
-        if units <= 1 or not self.book.free_count:
-            return False
-        state = self.book.state
-        rows = np.flatnonzero((state == SlotState.PUBLISHED) | (state == SlotState.WRITING))
+        self.reclaim()
+        if not self.book.free_count:
+            self._make_room(np.zeros(1, np.int64), np.zeros(1, np.int64), now)
+        candidates = self._candidates()
+        rows = evictable(candidates, now, cold_too=False)
         records = self.book.records[rows]
-        may_go = np.isin(rows, evictable(self._candidates(), now, cold_too=False))
+        starts, lengths = records["extent"].astype(np.int64), data_units(records["size"])
+        taken, their_lengths = self.space.taken_beside(starts, lengths)
         window = cheapest_window(
-            records["extent"].astype(np.int64),
-            data_units(records["size"]),
-            np.where(may_go, self.lease_until[rows], np.inf),
+            np.concatenate([starts, taken]),
+            np.concatenate([lengths, their_lengths]),
+            np.concatenate([ages(candidates, rows, now), np.full(len(taken), np.inf)]),
             self.space.usable_units,
             units,
         )
         if window is None:
             return False
-        start = records["extent"].astype(np.int64)
-        inside = (start < window[1]) & (start + data_units(records["size"]) > window[0])
-        self._evict_rows(rows[inside])
+        self._evict_rows(rows[(starts < window[1]) & (starts + lengths > window[0])])
         return True
 
     def _make_room(self, units: I64, names: I64, now: float) -> None:
@@ -315,6 +321,15 @@ class BlockStore:
         """
         self.index.remove(self.book.records["key_hash"][rows], rows)
         self.free(rows)
+
+    def repoint(self, hashes: U64, old: I64, new: I64) -> None:
+        """Let the index name `new` slots instead of `old` ones."""
+        try:
+            self.index.replace(hashes, old, new)
+        except KeyError:  # somebody wrote into the shared index since `find` saw the entries
+            self.index.remove(hashes, old)
+            self.index.remove(hashes, new)
+            self.index.insert(hashes, new)
 
     def free(self, rows: I64) -> None:
         """Free slots that the index does not name."""

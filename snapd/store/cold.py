@@ -218,7 +218,7 @@ class Cold:
         blocks.lease_until[rows] = blocks.lease_until[cold_rows]
         blocks.soft_until[rows] = blocks.soft_until[cold_rows]
         blocks.soft_seconds[rows] = blocks.soft_seconds[cold_rows]
-        blocks.index.replace(book.records["key_hash"][rows], cold_rows, rows)
+        blocks.repoint(book.records["key_hash"][rows], cold_rows, rows)
         blocks.free(cold_rows)
 
     def forget_fills(self, writer: int) -> I64:

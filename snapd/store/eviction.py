@@ -43,6 +43,12 @@ def evictable(slots: Candidates, now: float, *, cold_too: bool) -> I64:
     return soft_at_most
 
 
+def ages(slots: Candidates, rows: I64, now: float) -> F64:
+    """The lower, the sooner a slot goes: by its last use, soft pins after all others."""
+    soft = (slots.pin[rows] == Pin.SOFT) & (slots.soft_until[rows] > now)
+    return slots.lease_until[rows] + np.where(soft, 1e15, 0.0)
+
+
 def choose_victims(
     slots: Candidates, rows: I64, gains: tuple[I64, ...], needs: tuple[int, ...], now: float
 ) -> I64:
@@ -50,8 +56,7 @@ def choose_victims(
 
     `gains[k]` is what each row frees of resource k, int64 [n]; all rows if even they do not do.
     """
-    soft = (slots.pin[rows] == Pin.SOFT) & (slots.soft_until[rows] > now)
-    age = slots.lease_until[rows] + np.where(soft, 1e15, 0.0)
+    age = ages(slots, rows, now)
     count = max(64, len(rows) // 16)
     while count < len(rows):
         chosen = np.argpartition(age, count)[:count]

@@ -128,7 +128,7 @@ class Puts:
         old = existing[wins]
         hashes, new = keys.hashes[wins], rows[wins]
         replaces = old >= 0
-        blocks.index.replace(hashes[replaces], old[replaces], new[replaces])
+        blocks.repoint(hashes[replaces], old[replaces], new[replaces])
         blocks.index.insert(hashes[~replaces], new[~replaces])
         blocks.free(old[replaces])
         blocks.free(rows[~wins])

@@ -16,6 +16,9 @@ from snapd.store.events import EventQueue
 from snapd.wire.codes import ReturnCode
 from snapd.wire.messages import Remove
 
+REMOVED_SHARE = 2
+"""Removals may take one slot in so many while no daemon takes them."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -84,11 +87,12 @@ class Removals:
         """Free the slots of removals that no daemon takes, by beginning a new epoch.
 
         Everything on disk is then older than the epoch, removed or not, and never comes back;
-        what is resident moves to the new epoch and stays. False if there are no such slots.
+        what is resident moves to the new epoch and stays. False if that is not worth its price,
+        which is all that is on disk.
         """
         state = self._blocks.book.state
         removed = int((state == SlotState.REMOVED).sum())
-        if self._daemon.attached or not removed:
+        if self._daemon.attached or removed < len(state) // REMOVED_SHARE:
             return False
         self.start_epoch(state == SlotState.PUBLISHED)
         event(

@@ -90,6 +90,14 @@ class Space:
         total, largest = int(units.sum()), int(units.max(initial=0))
         return self._data.free_units < total or self._data.longest() < largest
 
+    def taken_beside(self, starts: I64, lengths: I64) -> tuple[I64, I64]:
+        """What is neither free nor in these extents, as (starts, lengths)."""
+        free, their_lengths = self._data.extents()
+        known = SortedExtents(
+            np.concatenate([starts, free]), np.concatenate([lengths, their_lengths])
+        )
+        return known.gaps(self._frontier)
+
     def withhold_gaps(self, writers: frozenset[int]) -> None:
         """Keep everything that is free now from use until none of these writers is left.
 

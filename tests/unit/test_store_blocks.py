@@ -343,3 +343,30 @@ def test_read_blocks_gives_slots_and_keys_that_belong_together(store: LocalStore
     start = client.view.geometry.key_heap_offset + int(slots["key_offset"][first]) * 32
     client.view.data[start] ^= 1
     assert int(client.view.read_blocks(rows)[2].sum()) == 1
+
+
+def test_a_block_for_which_no_run_can_be_cleared_evicts_nothing(store: LocalStore) -> None:
+    client = store.client()
+    keys = [b"k%d" % number for number in range(200)]
+    client.put(dict.fromkeys(keys, b"x" * 4096))
+    store.advance(60)
+    client.get(keys[100:101])  # leased, in the middle
+    assert client.put({b"large": b"y" * 1_000_000}) == {b"large": FULL}
+    assert client.exist(keys) == [1] * 200
+
+
+def test_large_blocks_of_one_batch_do_not_count_on_each_others_space(store: LocalStore) -> None:
+    client = store.client()
+    client.put({b"k%d" % number: b"x" * 90_000 for number in range(10)})
+    store.advance(60)
+    assert set(client.put({b"n%d" % n: content(n, 120_000) for n in range(8)}).values()) == {0}
+    assert client.get([b"n%d" % n for n in range(8)]) == [content(n, 120_000) for n in range(8)]
+
+
+def test_a_clock_that_was_set_back_leases_nothing_for_ever(store: LocalStore) -> None:
+    client = store.client()
+    client.put({b"k%d" % number: b"x" * 90_000 for number in range(10)})
+    client.view.heat["last_access"][:] = 4_000_000_000
+    store.restart()
+    store.advance(1)
+    assert store.client().put({b"new": b"y" * 900_000}) == {b"new": 0}
