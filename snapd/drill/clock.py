@@ -27,8 +27,8 @@ class TraceClock:
 
     @classmethod
     def create(cls, path: Path, lock: AbstractContextManager[Any]) -> TraceClock:
-        """A clock that stands at 0."""
-        np.zeros(4, np.float64).tofile(path)
+        """A clock that stands just before 0, so that nothing is due before it is given a speed."""
+        np.array([-1e-6, 0, 0, 0], np.float64).tofile(path)
         return cls(path, lock)
 
     def now(self) -> float:
@@ -61,8 +61,8 @@ class TraceClock:
             with self._lock:
                 speed = float(self._fields[2])
                 late = self._at(time.monotonic()) - trace_seconds
-            if late >= 0 and speed > 0:
-                return late / speed
+            if late >= 0:
+                return late / speed if speed > 0 else 0.0
             due = -late / speed if speed > 0 else _POLL_SECONDS_MAX
             time.sleep(min(max(due, 0.0), _POLL_SECONDS_MAX))
         return None

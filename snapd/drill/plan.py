@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from snapd.drill.content import PAGE_BYTES
 from snapd.drill.measure import ROLLING_REQUESTS
 from snapd.drill.processes import SiteSettings
@@ -21,8 +23,13 @@ SCENARIOS: Final = {
 """What each scenario does, in the order in which they run."""
 
 WINDOW_REQUESTS_MAX = 600
-OUTAGE_REQUESTS = 100
+OUTAGE_REQUESTS = 60
 """Requests replayed beyond the window, because some fire during the outage."""
+AIM_SECONDS = 0.25
+"""How long the kill waits, beyond a flush interval, for a put or a flush to be under way."""
+CATCH_UPS_MAX = 5
+CATCH_UP_SECONDS = 0.02
+"""How often the load is let catch up before the kill, and for how long it then runs at most."""
 SHARED_BYTES_MAX = 2 << 30
 """A wiped segment lives on until the last process has unmapped it, so two of them must fit."""
 SEGMENT_OVERHEAD_BYTES = 64 << 20
@@ -62,7 +69,8 @@ class DrillPlan:
             segment_blocks_max=2 * self.trace.block_count + 4096,
             flush_seconds=self.flush_seconds,
             snapshot_seconds=self.snapshot_seconds,
-            get_wait_seconds=self.deadline_seconds,
+            # A wait that ends at the deadline itself would come too late for it.
+            get_wait_seconds=0.9 * self.deadline_seconds,
         )
 
 
@@ -85,17 +93,19 @@ def make_plan(
     trace that is too short to show anything.
     """
     kill_request = len(trace) // 2
-    window = min(WINDOW_REQUESTS_MAX, (len(trace) - kill_request) * 3 // 4)
+    window = min(WINDOW_REQUESTS_MAX, (len(trace) - kill_request) * 2 // 3)
     if window < 2 * ROLLING_REQUESTS:
         raise SettingError(
             f"the trace has {len(trace)} requests; a drill needs at least {6 * ROLLING_REQUESTS}"
         )
-    replayed = trace.head(kill_request + window + OUTAGE_REQUESTS)
-    lasts = float(replayed.times[min(kill_request + window, len(replayed) - 1)])
+    lasts = float(trace.times[kill_request + window])
     if speed is None:
         speed = max(lasts / (load_seconds or 1.0), 1e-6)
+    # The kill comes later than the middle by its place in the flush interval and by its aim.
+    later = 2 * flush_seconds + AIM_SECONDS + CATCH_UPS_MAX * CATCH_UP_SECONDS
+    replayed = int(np.searchsorted(trace.times, lasts + speed * later)) + OUTAGE_REQUESTS
     return DrillPlan(
-        trace=replayed,
+        trace=trace.head(replayed),
         seed=seed,
         block_bytes=block_bytes,
         clients=clients,

@@ -27,6 +27,7 @@ from snapd.wire.messages import PROTOCOL_VERSION, Hello, HelloReply, Stats, Stat
 
 POLL_SECONDS = 0.002
 LOG_TAIL_LINES = 15
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the point
 
 
 class DrillError(SnapdError):
@@ -113,15 +114,16 @@ class Site:
     def __init__(self, directory: Path, settings: SiteSettings, *, keep: bool = False) -> None:
         """Make the directories below `directory`; nothing is started.
 
-        With `keep` the directory stays when the site is left; the segment never does.
+        With `keep` the directory stays when the site is left; shared memory never does.
         """
         self.directory = directory
         self.settings = settings
-        self.runtime = directory / "runtime"
         self.repository = directory / "repository"
         self.shared = directory / "shared"
         self.event_log = directory / "events.log"
-        self.segment = Path("/dev/shm") / f"{directory.name}.segment"  # noqa: S108 - the point
+        self.segment = SHARED_MEMORY / f"{directory.name}.segment"
+        # Not below `directory`, which may be too deep for the path of a socket.
+        self.runtime = SHARED_MEMORY / f"{directory.name}.runtime"
         self.store: Process | None = None
         self.daemon: Process | None = None
         self.clients: list[Process] = []
@@ -138,7 +140,8 @@ class Site:
         for process in running:
             if process is not None:
                 process.kill()
-        for path in self.segment.parent.glob(f"{self.segment.name}*"):
+        shutil.rmtree(self.runtime, ignore_errors=True)
+        for path in SHARED_MEMORY.glob(f"{self.segment.name}*"):
             path.unlink(missing_ok=True)
         if not self._keep:
             shutil.rmtree(self.directory, ignore_errors=True)
