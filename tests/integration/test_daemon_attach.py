@@ -15,6 +15,7 @@ from snapd.attach.connect import BundledConnector, BundledStore
 from snapd.attach.port import Feed, Sink, Source
 from snapd.blocks import BlockTable, KeyColumn
 from snapd.errors import SnapdError, StoreUnavailableError
+from snapd.formats.segment import SlotState
 from snapd.wire.codes import ReturnCode
 
 
@@ -83,6 +84,21 @@ def test_what_was_removed_or_replaced_is_not_still_there(attached: Attachment) -
     still = dict(zip(table.keys.to_list(), source.still(table).tolist(), strict=True))
     assert still == {b"removed": False, b"replaced": False, b"kept": True}
     assert sorted(published(source).keys.to_list()) == [b"kept", b"replaced"]
+
+
+def test_a_block_in_the_slot_of_a_removed_one_is_not_taken_for_it(attached: Attachment) -> None:
+    client = attached.site.client()
+    put_all(client, ["a"])
+    source, feed = attached.source(), attached.feed()
+    table = published(source)
+    assert client.remove("a", True) == 0
+    number, others = 0, 0
+    while attached.store.view.slots["state"][table.slot[0]] != SlotState.PUBLISHED:
+        assert others < 200_000, "the slot was never used again"
+        number = feed.changes(number, 0).number or number
+        put_all(client, [f"other {others + count}" for count in range(512)])
+        others += 512
+    assert source.still(table).tolist() == [False]
 
 
 def test_a_remove_all_empties_the_listing(attached: Attachment) -> None:
