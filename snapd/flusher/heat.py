@@ -12,6 +12,8 @@ from snapd.blocks.table import F32
 from snapd.plans import decay
 from snapd.repository import Catalog
 
+_ROWS_AT_A_TIME = 1 << 18
+
 
 class HeatBook:
     """What is in memory is as hot as the store says; what is on disk only cools down."""
@@ -32,7 +34,12 @@ class HeatBook:
                     (residency.sequence != 0) & ~residency.cold & (residency.row >= 0)
                 )
                 rows = residency.row[slots]
-            known = rows < len(heat)
-            heat[rows[known]] = source.heat(slots[known])
-        self._catalog.set_heat(np.arange(len(heat)), heat)
+            for at in range(0, len(slots), _ROWS_AT_A_TIME):
+                part = slots[at : at + _ROWS_AT_A_TIME]
+                into = rows[at : at + _ROWS_AT_A_TIME]
+                known = into < len(heat)
+                heat[into[known]] = source.heat(part[known])
+        for at in range(0, len(heat), _ROWS_AT_A_TIME):
+            some = np.arange(at, min(at + _ROWS_AT_A_TIME, len(heat)))
+            self._catalog.set_heat(some, heat[some])
         return heat

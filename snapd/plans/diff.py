@@ -12,6 +12,9 @@ import numpy as np
 
 from snapd.blocks.keys import I64, U64, Bools
 
+_SLOTS_AT_A_TIME = 1 << 18
+"""Slots compared at a time, which bounds the memory of temporary columns."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScanDiff:
@@ -31,15 +34,18 @@ def diff_scan(scan: U64, settled: U64, row: I64, live: Bools) -> ScanDiff:
     would name. A version whose row has died meanwhile (it matched an older copy of its key, whose
     removal was learned of later) is new again: it must be written under its own sequence.
     """
-    published = scan != 0
-    same = scan == settled
-    lapsed = np.zeros(len(scan), np.bool_)
-    held = np.flatnonzero(same & published & (row >= 0))
-    lapsed[held] = ~live[row[held]]
-    return ScanDiff(
-        new=np.flatnonzero(published & (~same | lapsed)).astype(np.int64),
-        gone=np.flatnonzero((settled != 0) & ~same).astype(np.int64),
-    )
+    new: list[I64] = [np.empty(0, np.int64)]
+    gone: list[I64] = [np.empty(0, np.int64)]
+    for at in range(0, len(scan), _SLOTS_AT_A_TIME):
+        part = slice(at, at + _SLOTS_AT_A_TIME)
+        published = scan[part] != 0
+        same = scan[part] == settled[part]
+        lapsed = np.zeros(len(same), np.bool_)
+        held = np.flatnonzero(same & published & (row[part] >= 0))
+        lapsed[held] = ~live[row[part][held]]
+        new.append(np.flatnonzero(published & (~same | lapsed)) + at)
+        gone.append(np.flatnonzero((settled[part] != 0) & ~same) + at)
+    return ScanDiff(np.concatenate(new), np.concatenate(gone))
 
 
 def same_bytes(size: U64, checksum: U64, other_size: U64, other_checksum: U64) -> Bools:

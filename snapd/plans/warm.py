@@ -18,13 +18,15 @@ def windows(
     `bytes_max` is a piece of its own. `bytes_total_max` ends the whole: the tail of the order, its
     coldest part, is left out.
     """
-    total = np.concatenate([np.zeros(1, np.int64), np.cumsum(size.astype(np.int64))])
-    end = len(order)
-    if bytes_total_max is not None:
-        end = int(np.searchsorted(total, bytes_total_max, side="right")) - 1
+    left = bytes_total_max
     at = 0
-    while at < end:
-        fits = int(np.searchsorted(total, total[at] + bytes_max, side="right")) - 1
-        stop = min(end, max(at + 1, min(fits, at + blocks_max)))
-        yield order[at:stop]
-        at = stop
+    while at < len(order):
+        total = np.cumsum(size[at : at + blocks_max].astype(np.int64))
+        fits = max(1, int(np.searchsorted(total, bytes_max, side="right")))
+        if left is not None:
+            fits = min(fits, int(np.searchsorted(total, left, side="right")))
+            if not fits:
+                return
+            left -= int(total[fits - 1])
+        yield order[at : at + fits]
+        at += fits

@@ -18,7 +18,7 @@ from snapd.plans import hottest_first
 from snapd.repository import Repository
 from snapd.wire.codes import ReturnCode
 
-_CHUNK_ROWS = 65_536
+_CHUNK_ROWS = 32_768
 _logger = logging.getLogger(__name__)
 
 

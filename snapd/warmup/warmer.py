@@ -109,9 +109,9 @@ class Warmer:
         with session.residency.lock:
             slots = session.residency.cold_slots()
             rows = session.residency.row[slots]
-        heat, parent = table.heat[rows], table.parent[rows]
-        if parent.any():
-            heat = lift_parents(heat, parent_rows(table.key_hash[rows], parent))
+        heat = table.heat[rows]
+        if table.parent.any():
+            heat = lift_parents(heat, parent_rows(table.key_hash[rows], table.parent[rows]))
         order = stretches_hottest_first(
             heat,
             table.pack[rows],
