@@ -47,6 +47,7 @@ class SlotAudit:
     state: U8
     """State of each slot, FREE where it is dropped."""
     key_hash: U64
+    pin: U8
     corrupt: I64
     """Wrong checksum, out of bounds or overlapping: dropped and counted."""
     outdated: I64
@@ -73,6 +74,7 @@ class _Columns:
 
     state: U8
     key_hash: U64
+    pin: U8
     epoch: U32
     data_start: U32
     data_length: U32
@@ -88,6 +90,7 @@ def empty_audit(slot_count: int) -> SlotAudit:
         records=np.zeros(slot_count, SLOT_DTYPE),
         state=np.zeros(slot_count, np.uint8),
         key_hash=np.empty(0, np.uint64),
+        pin=np.zeros(slot_count, np.uint8),
         corrupt=_NONE,
         outdated=_NONE,
         lingering=_NONE,
@@ -128,6 +131,7 @@ def audit_slots(
         records=records,
         state=state,
         key_hash=columns.key_hash,
+        pin=columns.pin,
         corrupt=np.concatenate([corrupt, overlapping]),
         outdated=np.concatenate([*outdated, superseded]),
         lingering=lingering,
@@ -146,6 +150,7 @@ def _read(shared: Slots, geometry: Geometry) -> tuple[Slots, _Columns]:
     columns = _Columns(
         state=np.empty(count, np.uint8),
         key_hash=np.empty(count, np.uint64),
+        pin=np.empty(count, np.uint8),
         epoch=np.empty(count, np.uint32),
         data_start=np.empty(count, np.uint32),
         data_length=np.empty(count, np.uint32),
@@ -165,6 +170,7 @@ def _read(shared: Slots, geometry: Geometry) -> tuple[Slots, _Columns]:
         columns.state[rows] = state
         columns.sound[rows] = valid & (in_bounds(part, geometry) | (state == SlotState.FREE))
         columns.key_hash[rows] = part["key_hash"]
+        columns.pin[rows] = part["pin"]
         columns.epoch[rows] = part["epoch"]
         columns.data_start[rows] = part["extent"]
         columns.data_length[rows] = data_units(part["size"])

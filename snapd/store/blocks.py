@@ -94,7 +94,8 @@ class BlockStore:
         )
         self.book = SlotBook(mapping.slots, audit.records, audit.state)
         self.lease_until = self._last_access(now)
-        self.soft_until = np.full(count, now + SOFT_PIN_SECONDS)
+        self.soft_until = np.where(audit.pin == Pin.SOFT, now + SOFT_PIN_SECONDS, -np.inf)
+        self.hard_pinned = audit.pin == Pin.HARD
         self.soft_seconds = np.full(count, SOFT_PIN_SECONDS, np.float32)
         self.upsert = np.zeros(count, np.bool_)
         self.pin_owner = np.zeros(count, np.int64)
@@ -179,12 +180,18 @@ class BlockStore:
         self.heat[rows] = np.zeros(1, self.heat.dtype)
         self.heat["last_access"][rows] = int(now + self._wall)
 
+    def begin_pins(self, rows: I64, now: float) -> None:
+        """Slots hold new blocks: their pins count from now."""
+        pin = self.book.records["pin"][rows]
+        self.hard_pinned[rows] = pin == Pin.HARD
+        self.soft_until[rows] = np.where(pin == Pin.SOFT, now + self.soft_seconds[rows], -np.inf)
+
     def begin_cold(self, rows: I64, heats: F32) -> None:
         """Slots hold cold blocks with this heat, which were last read longer ago than any."""
         self.heat[rows] = np.zeros(1, self.heat.dtype)
         self.heat["access_count"][rows] = heats
         self.lease_until[rows] = -self._wall
-        self.soft_until[rows] = -self._wall
+        self.begin_pins(rows, -self._wall)
 
     def is_leased(self, rows: I64, now: float) -> Bools:
         """Which slots are under a read lease, bool [n]."""
@@ -266,30 +273,29 @@ class BlockStore:
         that many may be evicted. Returns how many blocks went."""
         candidates = self._candidates()
         rows = evictable(candidates, now, cold_too=slots > 0 or names > 0)
-        records = self.book.records[rows]
-        resident = records["state"] == SlotState.PUBLISHED
-        gains = (
-            np.where(resident, data_units(records["size"]), 0),
-            np.ones(len(rows), np.int64),
-            key_units(records["key_length"]),
-        )
+
+        def gains_of(positions: I64) -> tuple[I64, I64, I64]:
+            records = self.book.records[rows[positions]]
+            data = data_units(records["size"])
+            data[records["state"] != SlotState.PUBLISHED] = 0
+            return data, np.ones(len(positions), np.int64), key_units(records["key_length"])
+
         share = self.settings.eviction_ratio
         needs = (
             max(units, int(share * self.space.capacity_units)) if units else 0,
             max(slots, int(share * len(self.book))) if slots else 0,
             names,
         )
-        victims = choose_victims(candidates, rows, gains, needs, now)
+        victims = rows[choose_victims(ages(candidates, rows, now), gains_of, needs)]
         self._evict_rows(victims)
         return len(victims)
 
     def _candidates(self) -> Candidates:
         return Candidates(
             state=self.book.state,
-            pin=self.book.records["pin"],
             lease_until=self.lease_until,
             soft_until=self.soft_until,
-            flush_pinned=self.pin_owner != 0,
+            held=self.hard_pinned | (self.pin_owner != 0),
         )
 
     def _evict_rows(self, victims: I64) -> None:

@@ -202,22 +202,22 @@ class Cold:
         publish = cold & (given == ReturnCode.OK)
         codes = np.where(publish, ReturnCode.OK, ReturnCode.OBJECT_NOT_FOUND).astype(np.int32)
         codes[held & (given != ReturnCode.OK)] = ReturnCode.OK
-        self._publish(cold_rows[publish], rows[publish])
+        self._publish(cold_rows[publish], rows[publish], now)
         self._blocks.free(rows[held & ~publish])
         failed = cold & ~publish
         self.on_fill_failed(cold_rows[failed])
         self._blocks.drop(cold_rows[failed & (given == ReturnCode.INVALID_READ)])
         return codes_reply(codes)
 
-    def _publish(self, cold_rows: I64, rows: I64) -> None:
+    def _publish(self, cold_rows: I64, rows: I64, now: float) -> None:
         """The new slot first, the index then, the cold slot last: killed in between, the audit
         finds two versions of a key and keeps the newer one, or the cold one alone."""
         blocks, book = self._blocks, self._blocks.book
         blocks.book.publish(rows, book.records["checksum"][cold_rows])
         blocks.heat[rows] = blocks.heat[cold_rows]
         blocks.lease_until[rows] = blocks.lease_until[cold_rows]
-        blocks.soft_until[rows] = blocks.soft_until[cold_rows]
         blocks.soft_seconds[rows] = blocks.soft_seconds[cold_rows]
+        blocks.begin_pins(rows, now)
         blocks.repoint(book.records["key_hash"][rows], cold_rows, rows)
         blocks.free(cold_rows)
 

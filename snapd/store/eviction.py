@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from snapd.blocks import Pin
 from snapd.blocks.keys import I64, Bools
 from snapd.formats.segment import SlotState
 
 WINDOWS_MAX = 2048
 """Most places that are looked at for one large block."""
+
+_AFTER_ALL_OTHERS = 1e15
+"""More than any difference between two times."""
 
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
@@ -20,57 +23,59 @@ U8 = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Columns over all slots, [slots] each."""
+    """Columns over all slots, [slots] each: dense, for a look at a million in some milliseconds."""
 
     state: U8
-    pin: U8
     lease_until: F64
     """Seconds of the engine's clock; also the order: whoever was used last has the latest lease."""
     soft_until: F64
-    """Until when a soft pin holds."""
-    flush_pinned: Bools
-    """Being written to disk right now."""
+    """Until when a soft pin holds; in the past without one."""
+    held: Bools
+    """Hard-pinned, or being written to disk right now."""
 
 
 def evictable(slots: Candidates, now: float, *, cold_too: bool) -> I64:
-    """Slots that may be evicted, never leased, hard-pinned, being flushed or unfinished ones."""
-    state = slots.state == SlotState.PUBLISHED
+    """Slots that may be evicted: never leased, hard-pinned, being flushed or unfinished ones."""
+    allowed = slots.state == SlotState.PUBLISHED
     if cold_too:
-        state |= slots.state == SlotState.COLD
-    allowed = state & (slots.lease_until <= now) & ~slots.flush_pinned
-    rows = np.flatnonzero(allowed)
-    soft_at_most: I64 = rows[slots.pin[rows] != Pin.HARD]
-    return soft_at_most
+        allowed |= slots.state == SlotState.COLD
+    allowed &= slots.lease_until <= now
+    allowed &= ~slots.held
+    return np.flatnonzero(allowed)
 
 
 def ages(slots: Candidates, rows: I64, now: float) -> F64:
     """The lower, the sooner a slot goes: by its last use, soft pins after all others."""
-    soft = (slots.pin[rows] == Pin.SOFT) & (slots.soft_until[rows] > now)
-    return slots.lease_until[rows] + np.where(soft, 1e15, 0.0)
+    age: F64 = slots.lease_until[rows]
+    age[slots.soft_until[rows] > now] += _AFTER_ALL_OTHERS
+    return age
 
 
 def choose_victims(
-    slots: Candidates, rows: I64, gains: tuple[I64, ...], needs: tuple[int, ...], now: float
+    age: F64, gains_of: Callable[[I64], tuple[I64, ...]], needs: tuple[int, ...]
 ) -> I64:
-    """The least recently used of `rows` whose gains together meet every need, soft pins last.
+    """The positions of the lowest ages whose gains together meet every need; all if those do not.
 
-    `gains[k]` is what each row frees of resource k, int64 [n]; all rows if even they do not do.
+    `gains_of(positions)[k]` is what each frees of resource k, int64 [m]. It is asked only about
+    the oldest: guessed from the needs if each freed one unit, then twice as many, and so on.
     """
-    age = ages(slots, rows, now)
-    count = max(64, len(rows) // 16)
-    while count < len(rows):
-        chosen = np.argpartition(age, count)[:count]
-        if all(int(g[chosen].sum()) >= need for g, need in zip(gains, needs, strict=True)):
+    count = min(len(age), max(64, *needs))
+    while True:
+        oldest = np.arange(len(age))
+        if count < len(age):
+            oldest = np.argpartition(age, count)[:count]
+        gains = gains_of(oldest)
+        met = all(int(gain.sum()) >= need for gain, need in zip(gains, needs, strict=True))
+        if met or count == len(age):
             break
-        count *= 2
-    else:
-        chosen = np.arange(len(rows))
-    chosen = chosen[np.argsort(age[chosen], kind="stable")]
+        count = min(len(age), 2 * count)
+    order = np.argsort(age[oldest], kind="stable")
     enough = 0
     for gain, need in zip(gains, needs, strict=True):
-        reached = np.searchsorted(np.cumsum(gain[chosen]), need) + 1 if need > 0 else 0
-        enough = max(enough, int(reached))
-    return rows[chosen[:enough]]
+        if need > 0:
+            enough = max(enough, int(np.searchsorted(np.cumsum(gain[order]), need)) + 1)
+    victims: I64 = oldest[order[:enough]]
+    return victims
 
 
 def cheapest_window(

@@ -123,7 +123,7 @@ class Puts:
         self._overtake(rows[wins], existing[wins])
         blocks.book.publish(rows[wins], checksums[wins])
         blocks.lease_until[rows[wins]] = now
-        blocks.soft_until[rows[wins]] = now + blocks.soft_seconds[rows[wins]]
+        blocks.begin_pins(rows[wins], now)
         blocks.begin_heat(rows[wins], now)
         old = existing[wins]
         hashes, new = keys.hashes[wins], rows[wins]

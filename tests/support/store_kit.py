@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from snapd.blocks import KeyColumn
+from snapd.blocks import KeyColumn, hash_keys
 from snapd.config import Settings
 from snapd.formats.segment import Slots, SlotState
 from snapd.segment import DataGrowth, SegmentView, open_segment
@@ -260,6 +260,66 @@ class LocalStore:
             client.close()
         if self.engine is not None:
             self.kill()
+
+
+class Daemon(StoreClient):
+    """A daemon's connection."""
+
+    connection: int
+
+    def __init__(self, store: LocalStore, daemon_id: bytes = b"daemon") -> None:
+        self.connection, call = store.connect()
+        super().__init__(call, "daemon")
+        self.store = store
+        self.epoch = call(m.Attach(daemon_id), m.Attached).epoch
+
+    def register(
+        self, blocks: dict[bytes, bytes], hashed: list[bytes] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """Codes, slots, sequences. `hashed`: keys to take the hashes of instead."""
+        count = len(blocks)
+        request = m.RegisterCold(
+            key_batch(list(blocks)),
+            hash_keys(hashed or blocks).tobytes(),
+            np.array([len(v) for v in blocks.values()], np.uint64).tobytes(),
+            np.array([checksum_of(v) for v in blocks.values()], np.uint64).tobytes(),
+            np.zeros(count, np.uint16).tobytes(),
+            np.zeros(count, np.uint32).tobytes(),
+            np.zeros(count, np.uint8).tobytes(),
+            np.ones(count, np.float32).tobytes(),
+        )
+        return unpack_reserved(self.call(request, m.Reserved))[:3]
+
+    def ready(self) -> None:
+        self.call(m.ColdReady(), m.Codes)
+
+    def fill_start(self, slots: Any, sequences: Any, *, demand: bool = True) -> Any:
+        request = m.FillStart(
+            slots.astype(np.uint32).tobytes(), sequences.astype(np.uint64).tobytes(), demand
+        )
+        return unpack_reserved(self.call(request, m.Reserved))
+
+    def fill_end(self, cold: tuple[Any, Any], new: tuple[Any, Any], codes: list[int]) -> list[int]:
+        request = m.FillEnd(
+            *(part.tobytes() for part in (*cold, *new)), np.array(codes, np.int32).tobytes()
+        )
+        result: list[int] = column(self.call(request, m.Codes).codes, np.int32).tolist()
+        return result
+
+    def fill(self, cold: tuple[Any, Any], values: list[bytes]) -> list[int]:
+        codes, slots, sequences, offsets = self.fill_start(*cold)
+        assert not codes.any()
+        for offset, value in zip(offsets.tolist(), values, strict=True):
+            self.write(offset, value)
+        return self.fill_end(cold, (slots, sequences), [0] * len(values))
+
+    def wanted(self) -> tuple[Any, Any]:
+        reply = self.call(m.LoadWait(0), m.Wanted)
+        return column(reply.slots, np.uint32), column(reply.sequences, np.uint64)
+
+    def events(self, ack: int = 0) -> m.Events:
+        reply: m.Events = self.call(m.EventsWait(ack, 0), m.Events)
+        return reply
 
 
 class StoreProcess:
