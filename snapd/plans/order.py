@@ -55,8 +55,11 @@ def stretches_hottest_first(
     if not len(by_place):
         return by_place
     place = place[by_place]
-    # The pages of a pack begin at a whole stretch, so a stretch never spans two packs.
-    place //= np.uint64(max(1, stretch_bytes // _PAGE_BYTES))
+    page = place & np.uint64((1 << _OFFSET_BITS) - 1)
+    place -= page  # the pack alone; with the number of the stretch it names the stretch
+    page //= np.uint64(max(1, stretch_bytes // _PAGE_BYTES))
+    place += page
+    del page
     firsts = np.flatnonzero(np.concatenate([[True], place[1:] != place[:-1]]))
     del place
     weight = length[by_place].astype(np.float32)
