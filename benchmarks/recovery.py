@@ -27,6 +27,10 @@ from snapd.repository import Repository
 
 BATCH = 4096
 KEY_BYTES = 80
+WINDOW_BYTES = 64 * 2**20
+"""Read at a time, as the warm-up does."""
+READ_BYTES = 2 * 2**30
+"""Read in all."""
 
 
 def anonymous_bytes() -> tuple[int, int]:
@@ -98,17 +102,22 @@ def measure(path: Path) -> dict[str, float]:
     result["manifest_bytes"] = summary.file_bytes
     result["peak_resident_after_commit_mb"] = anonymous_bytes()[1] / 1e6
 
+    heat = np.random.default_rng(3).random(recovery.blocks, np.float32)
+    result["manifest_bytes_of_random_heat"] = repository.commit(heat).file_bytes
+
     size = int(repository.catalog.table.size.max())
-    memory = memoryview(mmap.mmap(-1, BATCH * size))
-    buffers = [memory[n * size : (n + 1) * size] for n in range(BATCH)]
-    rows = np.random.default_rng(2).integers(0, recovery.blocks, 1000)
+    batch = min(BATCH, WINDOW_BYTES // size)
+    memory = memoryview(mmap.mmap(-1, batch * size))
+    memory[:] = bytes(batch * size)
+    buffers = [memory[n * size : (n + 1) * size] for n in range(batch)]
+    rows = np.random.default_rng(2).integers(0, recovery.blocks, batch)
     started = time.monotonic()
-    assert repository.read(rows, buffers[:1000]).all()
-    result["random_reads_per_second"] = 1000 / (time.monotonic() - started)
+    assert repository.read(rows, buffers).all()
+    result["random_reads_per_second"] = batch / (time.monotonic() - started)
     started, cpu = time.monotonic(), time.process_time()
-    total = min(recovery.blocks, 64 * BATCH)
-    for first in range(0, total, BATCH):
-        rows = np.arange(first, min(first + BATCH, total))
+    total = min(recovery.blocks, READ_BYTES // size)
+    for first in range(0, total, batch):
+        rows = np.arange(first, min(first + batch, total))
         assert repository.read(rows, buffers[: len(rows)]).all()
     result["sequential_read_gb_per_second"] = total * size / (time.monotonic() - started) / 1e9
     result["read_cpu_seconds_per_gb"] = (time.process_time() - cpu) / (total * size / 1e9)

@@ -10,7 +10,7 @@ import xxhash
 from repository_kit import append, blank, content, contents_of, put, remove, table_of
 
 from snapd.blocks import Codec, KeyColumn, hash_keys
-from snapd.disk.simulated import SimulatedDisk
+from snapd.disk.simulated import Operation, SimulatedDisk
 from snapd.errors import (
     CorruptError,
     DiskError,
@@ -20,7 +20,7 @@ from snapd.errors import (
     RefusedError,
 )
 from snapd.formats.sealed import HEADER_DTYPE, PAGE_BYTES
-from snapd.repository import PackWriter, Repository, RowState, Sample
+from snapd.repository import PackWriter, Repository, RowState, Sample, intake
 from snapd.repository import repository as repository_module
 
 SEED = 8_128
@@ -247,6 +247,55 @@ def test_a_pack_under_another_name_is_not_believed(disk: SimulatedDisk) -> None:
         assert contents_of(repository) == {**values(2, "old", "b"), **values(4, "c")}
 
 
+def test_another_pack_under_the_same_name_is_not_what_the_manifest_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every header and checksum is right; only the digest in the manifest tells."""
+    monkeypatch.setattr(intake.secrets, "token_bytes", lambda count: b"i" * count)
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        put(repository, values(1, "a"), sequence=1)
+        repository.commit()
+    other = SimulatedDisk(SEED)
+    with opened(other) as repository:
+        put(repository, values(2, "a"), sequence=1)
+    (name,) = names_in(disk, "packs")
+    assert names_in(other, "packs") == [name]
+    disk.replace_contents(name, other.contents(name))
+    with Repository.open(disk) as repository:
+        recovery = repository.recover()
+        assert recovery.blocks_lost == 1
+        assert "not the pack" in recovery.unreadable_packs[0]
+        assert contents_of(repository) == {}
+
+
+def put_and_commit(repository: Repository) -> None:
+    put(repository, values(40, "n"), sequence=40)
+    repository.commit()
+
+
+@pytest.mark.parametrize("directory", ["manifests", "packs"])
+def test_what_does_not_read_back_as_written_is_an_error_and_nothing_is_pruned(
+    disk: SimulatedDisk, directory: str
+) -> None:
+    with opened(disk, retain=1) as repository:
+        before = names_in(disk, "manifests"), names_in(disk, "packs")
+
+        def lose_a_bit(operation: Operation) -> int:
+            if operation.kind == "open" and operation.name.startswith(f"{directory}/"):
+                at = len(disk.contents(operation.name)) - PAGE_BYTES - 100
+                flip(disk, operation.name, at)
+                disk.fault = None
+            return 0
+
+        disk.fault = lose_a_bit
+        with pytest.raises(CorruptError):
+            put_and_commit(repository)
+        assert set(before[0]) <= set(names_in(disk, "manifests"))
+        assert set(before[1]) <= set(names_in(disk, "packs"))
+        assert contents_of(repository).items() >= WHOLE.items()
+
+
 def test_names_that_are_no_packs_are_left_alone(disk: SimulatedDisk) -> None:
     for name in ("packs/readme", "packs/9999999999-" + "0" * 32 + ".pack", "manifests/x"):
         disk.open(name, "x").write([b"?"], 0)
@@ -402,6 +451,40 @@ def test_an_epoch_survives_the_packs_that_said_it() -> None:
         repository.rebuild()
         assert repository.epoch == 5
         assert contents_of(repository) == values(3, "c")
+
+
+def test_an_epoch_is_said_again_when_the_only_pack_that_says_it_goes() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk, retain=2) as repository:
+        put(repository, values(1, "a"), sequence=1)
+        repository.commit()
+        repository.journal(epoch=1)
+        rows = put(repository, values(2, "b"), sequence=2, epoch=1)
+        repository.catalog.set_live(rows, live=False)
+        assert repository.commit().pruned.packs == 1
+        assert [name[:10] for name in disk.list("packs")] == ["0000000001"]
+        repository.rebuild()
+        assert contents_of(repository) == {}
+
+
+def test_a_block_of_an_epoch_that_ended_while_it_was_written_is_dead() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        writer = repository.begin_pack()
+        append(writer, values(1, "a"), sequence=1)
+        repository.journal(epoch=1)
+        writer.seal()
+        assert contents_of(repository) == {}
+
+
+def test_a_pack_sealed_after_the_newest_manifest_is_never_pruned() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        repository.commit()
+        rows = put(repository, values(1, "a"), sequence=1)
+        repository.catalog.set_live(rows, live=False)
+        assert repository._prune(0).packs == 0
+        assert len(disk.list("packs")) == 1
 
 
 def test_journal_files_go_only_when_a_sealed_pack_and_a_manifest_cover_them() -> None:
@@ -658,7 +741,6 @@ def test_what_a_failed_sync_left_in_the_page_cache_is_not_believed_twice() -> No
         disk.fault = None
         with opened(disk) as repository:
             found = contents_of(repository)
-            repository.commit()
         disk.crash()
         with opened(disk) as repository:
             assert contents_of(repository) == found, f"seed {seed}"
