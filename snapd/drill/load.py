@@ -39,6 +39,8 @@ from snapd.errors import SnapdError
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
+UNSAVED_BLOCKS_MAX = 4096
+"""Blocks that a client keeps for the return of a store that is away."""
 BATCH_BYTES_MAX = 16 << 20
 """Bytes of the buffer that blocks are fetched into and put from."""
 
@@ -181,6 +183,7 @@ class Client:
         self._ledger = self._shared.ledger
         longest = int(self._shared.trace.lengths.max())
         self._blocks = BlockClient(spec, self._shared.trace.block_count, longest)
+        self._unsaved: list[int] = []
 
     def run(self) -> None:
         """Run requests until there are no more or the clock is stopped."""
@@ -223,13 +226,27 @@ class Client:
         return _leading(right)
 
     def _compute(self, record: np.void, rest: I64) -> None:
-        """Make what the cache did not have, and put those blocks that it still does not have."""
-        missing = rest[~self._blocks.exist(rest)]
+        """Make what the cache did not have, and put those blocks that it still does not have.
+
+        What cannot be put because the store is away is put when it is back, as an engine can that
+        still has it in host memory; else every second of an outage would cost hits long after.
+        """
+        done, failed = self._put_missing(rest)
+        record["puts"], record["puts_failed"] = done, failed
+        if self._unsaved and not failed:
+            longest = len(self._blocks.buffer)
+            again, self._unsaved = self._unsaved[:longest], self._unsaved[longest:]
+            self._put_missing(np.array(again))
+
+    def _put_missing(self, blocks: I64) -> tuple[int, int]:
+        """Put those that the cache does not have; how many it took, and how many it did not."""
+        missing = blocks[~self._blocks.exist(blocks)]
         claim = self._ledger.begin_put(missing, self._writer)
         done = self._blocks.put(claim.blocks, claim.versions)
         self._ledger.finish(claim, done)
-        record["puts"] = int(done.sum())
-        record["puts_failed"] = int((~done).sum())
+        failed = claim.blocks[~done].tolist()
+        self._unsaved = list(dict.fromkeys(self._unsaved + failed))[-UNSAVED_BLOCKS_MAX:]
+        return int(done.sum()), len(failed)
 
     def _change(self, request: int, chain: I64) -> None:
         """Now and then rewrite a block or remove one; the seed and the request decide which."""
