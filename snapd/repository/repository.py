@@ -149,7 +149,15 @@ class Repository:
         damaged = [name for name in self._corrupt if name.startswith(f"{MANIFESTS}/")]
         if damaged:
             self._moved_aside += move_aside(self.disk, damaged)
+        known = self._state
         recovery = self._recover(use_manifests=False)
+        # Which blocks are live is for the packs to say; but what a manifest knows of the order of
+        # versions stays known, since the packs that said it may have gone for good reasons.
+        self._state.learn_incarnations(tuple(known.incarnations.values()))
+        self._state.learn_fingerprints(known.fingerprints)
+        self.catalog.remove_all(known.epoch)
+        recovery.epoch, recovery.blocks = self.epoch, int(self.catalog.live.sum())
+        recovery.bytes = int(self.catalog.table.size[self.catalog.live].sum())
         recovery.moved_aside = list(self._moved_aside)
         return recovery
 

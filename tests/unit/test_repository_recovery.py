@@ -467,6 +467,22 @@ def test_an_epoch_is_said_again_when_the_only_pack_that_says_it_goes() -> None:
         assert contents_of(repository) == {}
 
 
+def test_a_rebuild_forgets_no_epoch_although_every_pack_that_said_it_is_gone() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk, retain=1) as repository:
+        put(repository, values(1, "a"), sequence=1)
+        first = repository.incarnation(b"1" * 16)
+        repository.journal(epoch=7)
+        put(repository, values(2, "b"), sequence=2)
+        repository.commit()
+        repository.commit()
+        assert disk.list("packs") == disk.list("journal") == []
+        repository.rebuild()
+        assert repository.epoch == 7
+        assert repository.incarnation(b"1" * 16) == first
+        assert repository.incarnation(b"2" * 16).epoch_base == 7
+
+
 def test_a_block_of_an_epoch_that_ended_while_it_was_written_is_dead() -> None:
     disk = SimulatedDisk(SEED)
     with opened(disk) as repository:
