@@ -167,7 +167,7 @@ class Site:
         """Start one process of the load."""
         arguments = ["-m", "snapd.drill.load", str(spec), str(number)]
         log = self.directory / f"client-{number}.log"
-        process = Process(f"client {number}", arguments, dict(os.environ), log)
+        process = Process(f"client {number}", arguments, self.environment(), log)
         self.clients.append(process)
         return process
 
