@@ -463,7 +463,10 @@ def test_an_epoch_is_said_again_when_the_only_pack_that_says_it_goes() -> None:
         repository.catalog.set_live(rows, live=False)
         assert repository.commit().pruned.packs == 1
         assert [name[:10] for name in disk.list("packs")] == ["0000000001"]
-        repository.rebuild()
+    for name in names_in(disk, "manifests"):
+        disk.remove(name)
+    with opened(disk) as repository:
+        assert repository.epoch == 1
         assert contents_of(repository) == {}
 
 
