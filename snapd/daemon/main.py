@@ -135,9 +135,9 @@ class Daemon:
             if supervisor is not None:
                 supervisor.start()
             self._recover()
+            notify("READY=1\nSTATUS=running")  # before the housekeeper speaks of the watchdog
             for name, work in self._work.items():
                 self._workers.start(name, work)
-            notify("READY=1\nSTATUS=running")
             # Not `wait()`: the kernel may hand the signal to any thread (after a SIGCONT, say), and
             # Python runs the handler when the main thread next runs. Nor may this thread hold the
             # event's lock when the handler, which runs on top of it, takes that lock.
