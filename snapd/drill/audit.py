@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from snapd.drill.content import I64, U32, Bools
 from snapd.drill.load import BATCH_BYTES_MAX, BlockClient, LoadSpec, SharedState
-from snapd.drill.look import evicted_keys
+from snapd.drill.look import BlockNames, evicted_keys
 from snapd.drill.processes import Site
 
 logger = logging.getLogger(__name__)
@@ -30,12 +30,13 @@ class AuditVerdict(NamedTuple):
 class Auditor:
     """A client of its own, in the drill's process."""
 
-    def __init__(self, spec: LoadSpec, state: SharedState, site: Site) -> None:
+    def __init__(self, spec: LoadSpec, state: SharedState, site: Site, names: BlockNames) -> None:
         """Connect to the store."""
         self._state = state
         self._site = site
         batch = max(1, min(256, BATCH_BYTES_MAX // spec.block_bytes))
         self._batch = batch
+        self._names = names
         self._client = BlockClient(spec, state.trace.block_count, batch)
 
     def existing(self, surviving: U32) -> Bools:
@@ -65,7 +66,8 @@ class Auditor:
                 present[part] |= right
                 wrong_total += wrong
             wanted = wanted[~present[wanted]]
-        excused = ledger.removed_since(surviving) | self._evicted()
+        excused = ledger.removed_since(surviving)
+        excused |= self._names.marked(evicted_keys(self._site.event_log))
         excused[list(injected)] = True
         lost = (surviving > 0) & ~(restored & present) & ~excused
         for block in np.flatnonzero(lost)[:20].tolist():
@@ -88,11 +90,6 @@ class Auditor:
         for row in np.flatnonzero(wrong).tolist():
             logger.error(self._client.describe(blocks, sizes, floor, wrong, row))
         return right, int(wrong.sum())
-
-    def _evicted(self) -> Bools:
-        """Blocks of which the store's event log says that they were evicted."""
-        evicted = evicted_keys(self._site.event_log)
-        return np.array([key in evicted for key in self._client.keys], dtype=np.bool_)
 
 
 def rejected_blocks(site: Site) -> int:

@@ -27,6 +27,7 @@ from snapd.drill.scenarios import run_scenario
 from snapd.drill.screen import results_table
 from snapd.drill.trace import MultiTurn, Trace, generate_trace, read_trace
 from snapd.drill.verdict import Finding, exit_code, judge
+from snapd.errors import SettingError
 
 FLUSH_SECONDS = 0.25
 SNAPSHOT_SECONDS = 2.0
@@ -119,11 +120,12 @@ def drill(
     middle of puts and flushes, starts them again, and compares every byte. Exits with 4 if a byte
     was wrong or a durable block was lost, with 1 if the hit rate did not come back.
     """
+    _check_report_file(report_file)
     names = ["baseline", *(name for name in SCENARIOS if name in (scenarios or SCENARIOS))]
     names = list(dict.fromkeys(names))
     plans = [_plan(trace_file, number, options) for number in range(seed, seed + seeds)]
     console = Console(stderr=True)
-    with _stop_on_sigterm():
+    with _stop_on_signals():
         runs = _run_all(plans, names, console, directory, keep=options["keep"])
     baselines = {run.seed: run for run in runs if run.name == "baseline"}
     results = [summarise(run, baselines[run.seed]) for run in runs]
@@ -147,6 +149,12 @@ def drill(
         click.echo(f"finding: {finding}", err=True)
     click.echo(f"{report_file} shows the hit rate over time", err=True)
     return exit_code(findings)
+
+
+def _check_report_file(path: Path) -> None:
+    """Raise SettingError now, and not after minutes, when the report cannot be written."""
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise SettingError(f"cannot write {path}: name another file with --report")
 
 
 def _plan(trace_file: Path | None, seed: int, options: dict[str, Any]) -> DrillPlan:
@@ -193,23 +201,24 @@ def _run_all(
                 if keep:
                     console.print(f"{label}: kept in {place}", highlight=False, soft_wrap=True)
                 run = run_scenario(name, plan, place, progress, keep=keep)
-                console.print(f"{label}: {SCENARIOS[name]}: done", highlight=False)
+                console.print(f"{label}: {SCENARIOS[name]}", highlight=False, soft_wrap=True)
                 runs.append(run)
     return runs
 
 
 @contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that every process and file is cleaned up."""
+def _stop_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack, so that every process and file is cleaned up."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _document(

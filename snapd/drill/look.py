@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from snapd.blocks import KeyColumn
 from snapd.disk import DISK_ALIGNMENT, PosixDisk
-from snapd.drill.content import I64, U8, U32, U64, stamped_versions, wrong_bytes
+from snapd.drill.content import I64, U8, U32, U64, Bools, stamped_versions, wrong_bytes
 from snapd.formats.segment import DATA_UNIT_BYTES, HEADER_BYTES, SlotState, decode_header
 from snapd.repository import Repository
 from snapd.segment import SegmentView
@@ -37,6 +37,13 @@ class BlockNames:
         """The number of each block, int64 [n]; -1 for a key that is none of the drill's."""
         found = (self._numbers.get(key, -1) for key in keys.to_list())
         return np.fromiter(found, np.int64, len(keys))
+
+    def marked(self, keys: Iterable[str]) -> Bools:
+        """Which blocks are among these keys, bool [names]."""
+        numbers = (self._numbers.get(key.encode()) for key in keys)
+        marks = np.zeros(len(self), np.bool_)
+        marks[[number for number in numbers if number is not None]] = True
+        return marks
 
     def versions_in(self, numbers: I64, blocks: U8) -> U32:
         """The version that whole bytes of each block have, uint32 [n]; 0 where they are wrong."""

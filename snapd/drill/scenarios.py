@@ -17,12 +17,13 @@ import numpy as np
 
 from snapd.drill.audit import Auditor, rejected_blocks
 from snapd.drill.clock import TraceClock
-from snapd.drill.content import U32, block_keys
+from snapd.drill.content import U32, Bools, block_keys
 from snapd.drill.inject import flip_in_pack, flip_in_segment
 from snapd.drill.ledger import Ledger
 from snapd.drill.load import LoadSpec, SharedState
 from snapd.drill.look import (
     BlockNames,
+    evicted_keys,
     newest_manifest_at,
     repository_versions,
     segment_versions,
@@ -77,7 +78,7 @@ class Scenario:
         self._catch_up()
         kill = self._no_kill() if self._name == "baseline" else self._kill()
         state.clock.set_speed(plan.speed)
-        auditor = Auditor(self._spec(), state, self._site)
+        auditor = Auditor(self._spec(), state, self._site, self._names)
         restored = auditor.existing(kill.surviving)
         injected = set(kill.injected)
         if plan.inject:
@@ -176,7 +177,8 @@ class Scenario:
         self._progress("looking at what survived")
         self._wait(lambda: state.ledger.claims == 0, "the clients to notice", QUIET_SECONDS)
         surviving = self._look()
-        undurable = _undurable_ratio(state.ledger, surviving)
+        evicted = self._names.marked(evicted_keys(site.event_log))
+        undurable = _undurable_ratio(state.ledger, surviving, evicted)
         state.ledger.restart(surviving)
         injected = self._inject_while_down() if self._plan.inject else frozenset[int]()
         self._progress("restarting")
@@ -340,9 +342,10 @@ def _running(process: Process | None, name: str) -> Process:
     return process
 
 
-def _undurable_ratio(ledger: Ledger, surviving: U32) -> float:
-    """Of the blocks that the store has acknowledged, those that did not survive as they are."""
-    live = ledger.live()
+def _undurable_ratio(ledger: Ledger, surviving: U32, evicted: Bools) -> float:
+    """Of the blocks that the store has acknowledged, those that did not survive as they are; what
+    it evicted, and nobody put again, it did not have any more."""
+    live = ledger.live() & ~(evicted & (surviving == 0))
     if not live.any():
         return 0.0
     return float((live & (surviving != ledger.acknowledged())).sum() / live.sum())

@@ -158,3 +158,18 @@ def test_a_trace_that_is_too_short_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert json.loads(done.stdout)["exit_code"] == 2
     assert "a drill needs at least" in done.stderr
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_drill(
+    tmp_path: Path, trace_file: Path
+) -> None:
+    done = subprocess.run(
+        command(tmp_path, trace_file, "--report", str(tmp_path / "missing" / "report.html")),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "name another file with --report" in done.stderr
+    assert list(tmp_path.iterdir()) == []
