@@ -184,5 +184,5 @@ def without_empty(keys: m.KeyBatch) -> m.KeyBatch:
 
 TestColdMachine = ColdMachine.TestCase
 TestColdMachine.settings = settings(
-    max_examples=settings().max_examples * 6 // 10, stateful_step_count=40
+    max_examples=settings().max_examples * 4 // 10, stateful_step_count=40
 )

@@ -148,5 +148,5 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(
-    max_examples=settings().max_examples * 6 // 10, stateful_step_count=40
+    max_examples=settings().max_examples * 4 // 10, stateful_step_count=40
 )
