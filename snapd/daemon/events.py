@@ -90,23 +90,32 @@ class EventsWorker:
     def _serve(self, session: Session) -> None:
         ack = 0
         with closing(session.open_feed()) as feed:
-            # A remove-all without a daemon left nothing but a higher epoch in the segment.
-            self._begin_epoch(session, session.epoch)
+            self.begin(session)
             while not self._ended.is_set() and not session.lost.is_set():
                 self._started += 1
                 served = session.served.is_set()
-                batch = feed.changes(ack, _WAIT_MS if served else _WAIT_MS_BEFORE_SERVED)
-                if len(batch):
-                    self._take(session, batch)
-                    ack = batch.number
-                else:
-                    session.drained.set()
+                wait_ms = _WAIT_MS if served else _WAIT_MS_BEFORE_SERVED
+                ack = self.take(session, feed.changes(ack, wait_ms)) or ack
                 self.backoff.succeeded()
                 with self._round_done:
                     self._finished = self._started
                     self._round_done.notify_all()
 
-    def _take(self, session: Session, batch: Changes) -> None:
+    def begin(self, session: Session) -> None:
+        """Before the first batch of a session: a remove-all without a daemon left nothing but a
+        higher epoch in the segment. Raises DiskError."""
+        self._begin_epoch(session, session.epoch)
+
+    def take(self, session: Session, batch: Changes) -> int:
+        """Make a batch durable; the number to acknowledge, 0 if there was nothing. Raises
+        DiskError; then it must not be acknowledged."""
+        if not len(batch):
+            session.drained.set()
+            return 0
+        self._journal(session, batch)
+        return batch.number
+
+    def _journal(self, session: Session, batch: Changes) -> None:
         removed = np.flatnonzero(batch.kinds == EventKind.REMOVED)
         if len(removed):
             self._repository.journal(_removals(session, batch, removed))

@@ -1,0 +1,156 @@
+"""A daemon in this process, step by step: the real workers on the real engine, any disk."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+from store_kit import LocalStore
+
+from snapd.attach.connect import BundledStore
+from snapd.attach.session import Link, Session
+from snapd.daemon.events import EventsWorker
+from snapd.disk import Disk
+from snapd.errors import StoreUnavailableError
+from snapd.flusher.flush import Flush, FlushResult
+from snapd.metrics import Metrics
+from snapd.plans.residency import Residency
+from snapd.repository import Repository
+from snapd.segment.view import SegmentView
+from snapd.warmup.load import LoadResult, load_cold
+from snapd.warmup.reconcile import Registrar
+from snapd.wire import messages as m
+from snapd.wire.connection import RequestFailedError
+
+
+class LocalConnection:
+    """`snapd.wire.connection.Connection` to an engine in this process."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+        self._engine = store.engine
+        self.number, _ = store.connect()
+        self.closed = False
+
+    def call(self, request: Any, reply_type: type[Any], timeout_seconds: float = 5.0) -> Any:
+        if self.closed or self._store.engine is not self._engine:
+            raise StoreUnavailableError("the engine was killed")
+        reply = self._store.send(self.number, request)
+        if isinstance(reply, m.Failure):
+            raise RequestFailedError(reply.code, reply.message)
+        assert isinstance(reply, reply_type), reply
+        return reply
+
+    def close(self) -> None:
+        if not self.closed and self._store.engine is self._engine:
+            self._engine.connection_lost(self.number)
+            self._store.collect()
+        self.closed = True
+
+
+class LocalDaemon:
+    """Attach, flush, commit, load: each when told, on the calling thread."""
+
+    def __init__(self, store: LocalStore, disk: Disk) -> None:
+        self.store = store
+        self.repository = Repository.open(disk, pack_bytes_max=1 << 20)
+        self.recovery = self.repository.recover()
+        self.metrics = Metrics()
+        self.events = EventsWorker(self.repository, Link(), self.metrics, threading.Event())
+        self.registrar = Registrar(self.repository, self)
+        self.session: Session | None = None
+        self._daemon_id = secrets.token_bytes(16)
+        self._attached: BundledStore | None = None
+        self._looks = 0
+
+    def attach(self) -> None:
+        """As the keeper does: journal what the store has to say, then register what is missing."""
+        previous, before = self.session, self._attached
+        control = LocalConnection(self.store)
+        hello, epoch = self._hello(control)
+        same = before is not None and before.segment_id == hello.segment_id
+        view = before.view if same else SegmentView(hello.segment_path, hello.segment_id)
+        if before is not None and not same:
+            before.view.close()
+        self._attached = attached = BundledStore(
+            view=view,
+            segment_id=hello.segment_id,
+            boot_id=hello.boot_id,
+            epoch=epoch,
+            version=hello.version,
+            connect=self._connect,
+            control=control,  # type: ignore[arg-type]
+        )
+        incarnation = self.repository.incarnation(hello.segment_id)
+        self.session = Session(
+            segment_id=hello.segment_id,
+            boot_id=hello.boot_id,
+            ordinal=incarnation.ordinal,
+            epoch_base=incarnation.epoch_base,
+            epoch=epoch,
+            residency=previous.residency if same and previous else Residency(attached.slots),
+            open_source=attached.source,
+            open_sink=attached.sink,
+            open_feed=attached.feed,
+        )
+        self._looks = 0
+        self.feed, self.ack = attached.feed(), 0
+        self.events.begin(self.session)
+        self.pump()
+        with closing(attached.source()) as source, closing(attached.sink()) as sink:
+            self.registrar.reconcile(self.session, source, sink)
+
+    def pump(self) -> None:
+        """Journal and acknowledge whatever happened in the store."""
+        assert self.session is not None
+        while True:
+            number = self.events.take(self.session, self.feed.changes(self.ack, 0))
+            if not number:
+                return
+            self.ack = number
+
+    def settle_removals(self, session: Session) -> None:
+        """`RemovalBarrier`."""
+        self.pump()
+
+    def flush(self) -> FlushResult:
+        assert self.session is not None
+        with closing(self.session.open_source()) as source:
+            flush = Flush(self.session, source, self.repository, lambda _: None, looks=self._looks)
+            result = flush.run()
+        self._looks = flush.looks
+        return result
+
+    def commit(self) -> None:
+        assert self.session is not None
+        self.repository.commit(prune=self.session.settled.is_set())
+
+    def warm(self, blocks_max: int = 1 << 30) -> LoadResult:
+        """Load so many cold blocks."""
+        assert self.session is not None
+        residency = self.session.residency
+        slots = residency.cold_slots()[:blocks_max]
+        wanted = (slots.astype(np.uint32), residency.sequence[slots], residency.row[slots])
+        with closing(self.session.open_sink()) as sink:
+            return load_cold(self.session, sink, self.repository, wanted, demand=True)
+
+    def close(self) -> None:
+        """As a kill leaves it: connections gone, nothing written."""
+        if self._attached is not None:
+            self.feed.close()
+            self._attached.control.close()
+            self._attached.view.close()
+            self._attached = None
+        self.repository.close()
+
+    def _hello(self, connection: LocalConnection) -> tuple[m.HelloReply, int]:
+        hello = connection.call(m.Hello(m.PROTOCOL_VERSION, "daemon", "test"), m.HelloReply)
+        return hello, connection.call(m.Attach(self._daemon_id), m.Attached).epoch
+
+    def _connect(self) -> Any:
+        connection = LocalConnection(self.store)
+        hello, _ = self._hello(connection)
+        return connection, hello.writer
