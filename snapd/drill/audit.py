@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 EXIST_BATCH = 4096
 SWEEP_ROUNDS = 3
+SWEEP_PAUSE_SECONDS = 0.5
 """Blocks that did not come are asked for again: a cold one may be slow, a lost one never comes."""
 
 
@@ -48,18 +51,19 @@ class Auditor:
             there[part] = self._client.exist(part)
         return there
 
-    def sweep(self, surviving: U32, restored: Bools, injected: frozenset[int]) -> AuditVerdict:
+    def sweep(self, surviving: U32, restored: Bools, damaged: Collection[int]) -> AuditVerdict:
         """Read every block that should be there and compare it, when the load has ended.
 
         A block is lost if it survived the kill and then was not there, either at once (`restored`)
         or now, though nobody removed it, the store did not log its eviction and the drill did not
-        damage it (`injected`).
+        damage every copy of it (`damaged`).
         """
         ledger = self._state.ledger
         present = np.zeros(len(surviving), np.bool_)
         wanted = np.flatnonzero(ledger.live() | (surviving > 0))
         wrong_total = 0
-        for _ in range(SWEEP_ROUNDS):
+        for number in range(SWEEP_ROUNDS):
+            time.sleep(SWEEP_PAUSE_SECONDS if number and len(wanted) else 0)
             for first in range(0, len(wanted), self._batch):
                 part = wanted[first : first + self._batch]
                 right, wrong = self._read(part)
@@ -68,7 +72,7 @@ class Auditor:
             wanted = wanted[~present[wanted]]
         excused = ledger.removed_since(surviving)
         excused |= self._names.marked(evicted_keys(self._site.event_log))
-        excused[list(injected)] = True
+        excused[list(damaged)] = True
         lost = (surviving > 0) & ~(restored & present) & ~excused
         for block in np.flatnonzero(lost)[:20].tolist():
             logger.error(

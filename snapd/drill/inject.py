@@ -8,10 +8,51 @@ from pathlib import Path
 import numpy as np
 
 from snapd.disk import PosixDisk
+from snapd.drill.ledger import Ledger
 from snapd.drill.look import BlockNames, published_blocks
 from snapd.repository import Repository
 
 FLIPPED_BITS = 0xFF
+
+
+class Damage:
+    """What the drill breaks in one scenario, and which blocks that leaves without a good copy."""
+
+    def __init__(
+        self, segment: Path, repository: Path, names: BlockNames, rng: random.Random
+    ) -> None:
+        self._segment = segment
+        self._repository = repository
+        self._names = names
+        self._random = rng
+        self._unseen: tuple[int, int] | None = None
+        """The block that was damaged under the clients, and the version that it had."""
+        self.beyond_repair: set[int] = set()
+        """Blocks that the store may lose; others have a copy on disk to come back from."""
+
+    def survivors(self, *, in_memory: bool) -> None:
+        """Flip a byte in what survived, before it is read again: in the segment or in a pack.
+
+        With the block in the segment its copy in a pack goes too: neither may stand in for the
+        other.
+        """
+        flipped = flip_in_segment(self._segment, self._names, self._random) if in_memory else None
+        on_disk = flip_in_pack(self._repository, self._names, self._random, only=flipped)
+        self.beyond_repair.update(block for block in (flipped, on_disk) if block is not None)
+
+    def under_clients(self, ledger: Ledger) -> None:
+        """Flip a byte in memory while clients read."""
+        flipped = flip_in_segment(self._segment, self._names, self._random)
+        if flipped is not None:
+            self._unseen = (flipped, int(ledger.acknowledged()[flipped]))
+
+    def again_if_unseen(self, ledger: Ledger) -> None:
+        """Flip another byte if the last was written over, perhaps before anybody read it."""
+        if self._unseen is not None:
+            block, version = self._unseen
+            if int(ledger.acknowledged()[block]) == version and ledger.live()[block]:
+                return
+        self.under_clients(ledger)
 
 
 def flip_in_segment(segment: Path, names: BlockNames, rng: random.Random) -> int | None:

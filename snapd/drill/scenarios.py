@@ -18,7 +18,7 @@ import numpy as np
 from snapd.drill.audit import Auditor, rejected_blocks
 from snapd.drill.clock import TraceClock
 from snapd.drill.content import U32, Bools, block_keys
-from snapd.drill.inject import flip_in_pack, flip_in_segment
+from snapd.drill.inject import Damage
 from snapd.drill.ledger import Ledger
 from snapd.drill.load import LoadSpec, SharedState
 from snapd.drill.look import (
@@ -48,7 +48,6 @@ class _Kill:
     surviving: U32
     undurable: float
     snapshot_age_seconds: float | None
-    injected: frozenset[int]
 
 
 class Scenario:
@@ -61,9 +60,8 @@ class Scenario:
         self._progress = progress
         self._random = random.Random(f"{name}/{plan.seed}")
         self._state = _create_shared(plan, site.shared)
-        self._flipped: tuple[int, int] | None = None
-        """The block that was damaged under the clients, and the version that it had."""
         self._names = BlockNames(*block_keys(plan.seed, plan.trace.block_count))
+        self._damage = Damage(site.segment, site.repository, self._names, self._random)
 
     def run(self) -> Run:
         """Replay, with the restart in its middle, and measure.
@@ -80,15 +78,15 @@ class Scenario:
         state.clock.set_speed(plan.speed)
         auditor = Auditor(self._spec(), state, self._site, self._names)
         restored = auditor.existing(kill.surviving)
-        injected = set(kill.injected)
         if plan.inject:
-            injected |= self._inject_while_running(kill.timeline.ready_at)
-        self._replay_window(kill.timeline.ready_at)
+            self._replay_window(kill.timeline.ready_at, plan.window_requests // 4)
+            self._damage.under_clients(state.ledger)
+        self._replay_window(kill.timeline.ready_at, plan.window_requests)
         self._stop_load()
         if plan.inject:
-            injected |= self._inject_again()
+            self._damage.again_if_unseen(state.ledger)
         self._progress("comparing every block")
-        verdict = auditor.sweep(kill.surviving, restored, frozenset(injected))
+        verdict = auditor.sweep(kill.surviving, restored, self._damage.beyond_repair)
         return Run(
             name=self._name,
             seed=plan.seed,
@@ -161,7 +159,7 @@ class Scenario:
         now = time.monotonic()
         timeline = Timeline(now, now, now, now, restarts=False)
         none = np.zeros(self._plan.trace.block_count, np.uint32)
-        return _Kill(timeline, none, 0.0, self._snapshot_age(), frozenset())
+        return _Kill(timeline, none, 0.0, self._snapshot_age())
 
     def _kill(self) -> _Kill:
         """Kill what the scenario kills, look at what survived, and start it again."""
@@ -180,7 +178,8 @@ class Scenario:
         evicted = self._names.marked(evicted_keys(site.event_log))
         undurable = _undurable_ratio(state.ledger, surviving, evicted)
         state.ledger.restart(surviving)
-        injected = self._inject_while_down() if self._plan.inject else frozenset[int]()
+        if self._plan.inject and self._name != "cold":
+            self._damage.survivors(in_memory=self._name == "shm")
         self._progress("restarting")
         state.clock.set_speed(1.0)
         restarted_at = time.monotonic()
@@ -191,7 +190,7 @@ class Scenario:
         if self._name in {"nvme", "sigterm"}:
             ready_at = site.wait_ready(START_SECONDS)
         timeline = Timeline(killed_at, stopped_at, restarted_at, ready_at)
-        return _Kill(timeline, surviving, undurable, age, injected)
+        return _Kill(timeline, surviving, undurable, age)
 
     def _aim(self) -> None:
         """Wait a little for a put or a flush to be under way: a third of the seeds each; the rest
@@ -243,49 +242,16 @@ class Scenario:
         newest = newest_manifest_at(self._site.repository)
         return None if newest is None else time.time() - newest
 
-    def _inject_while_down(self) -> frozenset[int]:
-        """Flip a byte in what survived, before it is read again.
-
-        In `shm` the copy on disk of the very same block goes too: neither may stand in for the
-        other.
-        """
-        site, flipped = self._site, None
-        if self._name == "shm":
-            flipped = flip_in_segment(site.segment, self._names, self._random)
-            flip_in_pack(site.repository, self._names, self._random, only=flipped)
-        elif self._name in {"nvme", "sigterm"}:
-            flipped = flip_in_pack(site.repository, self._names, self._random)
-        return frozenset() if flipped is None else frozenset({flipped})
-
-    def _inject_while_running(self, ready_at: float) -> set[int]:
-        """Flip a byte in memory while clients read, a quarter into the window."""
-        records, enough = self._state.records, self._plan.window_requests // 4
-        self._wait(lambda: int((records["fired"] >= ready_at).sum()) >= enough, "the window")
-        flipped = flip_in_segment(self._site.segment, self._names, self._random)
-        if flipped is None:
-            return set()
-        self._flipped = (flipped, int(self._state.ledger.acknowledged()[flipped]))
-        return {flipped}
-
-    def _inject_again(self) -> set[int]:
-        """Flip another byte if the first was written over before anybody could read it."""
-        ledger = self._state.ledger
-        if self._flipped is not None:
-            block, version = self._flipped
-            if int(ledger.acknowledged()[block]) == version and ledger.live()[block]:
-                return set()
-        flipped = flip_in_segment(self._site.segment, self._names, self._random)
-        return set() if flipped is None else {flipped}
-
-    def _replay_window(self, ready_at: float) -> None:
-        """Wait for the requests over which the hit rate is taken."""
+    def _replay_window(self, ready_at: float, requests: int) -> None:
+        """Wait for so many requests after the restart, and all before them, to end."""
         self._progress("replaying after the restart")
-        records, requests = self._state.records, self._plan.window_requests
+        records, window = self._state.records, self._plan.window_requests
 
         def is_over() -> bool:
             # The baseline runs to the end: outages take different time, so the windows of the
             # others begin at different requests.
-            complete = self._name != "baseline" and window_is_complete(records, ready_at, requests)
+            to_the_end = self._name == "baseline" and requests == window
+            complete = not to_the_end and window_is_complete(records, ready_at, requests)
             return complete or bool((records["ended"] > 0).all())
 
         self._wait(is_over, "the end of the window")
@@ -293,7 +259,7 @@ class Scenario:
             left = int((records["fired"] >= ready_at).sum())
             raise DrillError(
                 f"{self._name}: the outage was so long that only {left} requests were left, of "
-                f"{requests} to measure"
+                f"{window} to measure"
             )
 
     def _stop_load(self) -> None:
