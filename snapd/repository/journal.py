@@ -41,6 +41,8 @@ _FILE_BYTES = 32 * 2**20
 _SYNC_BYTES = 8 * 2**20
 """Records are written and synced together up to this many bytes and one record more."""
 
+_SECTOR_BYTES = 512
+
 Record = Callable[[int, bytes], bytes]
 """Encodes a record, given its number and the repository's id."""
 
@@ -275,8 +277,14 @@ def _read_file(disk: Disk, sequence: int, repository_id: bytes) -> tuple[Journal
         header = decode_header(bytes(raw[:PAGE_BYTES]), JOURNAL_MAGIC).repository_id
     # Records are bound to the repository by their seed, so a bad header is no reason to lose them.
     contents = decode_records(bytes(raw[PAGE_BYTES:]), repository_id)
-    if header != repository_id and contents.records:
+    if header != repository_id and contents.records and not _never_written(raw[:PAGE_BYTES]):
         problem = "the header is damaged or of another repository; its records are whole"
     if contents.damaged:
         problem = f"{contents.damaged} damaged stretches between good records"
     return contents, problem
+
+
+def _never_written(page: bytes | bytearray) -> bool:
+    """Whether a header is what a crash left of the file's first write, rather than damage: one of
+    the two sectors that are not zero in a whole header still is."""
+    return not any(page[:_SECTOR_BYTES]) or not any(page[-_SECTOR_BYTES:])
