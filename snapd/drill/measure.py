@@ -19,8 +19,8 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 PREFILL_SECONDS_PER_TOKEN = 100e-6
-"""Stated cost of computing one token of a prompt: 10,000 tokens a second, about what a 70B model
-does on one node of eight GPUs."""
+"""Stated cost of computing one token of a prompt: 10,000 tokens a second, a round figure for a
+large model on one node. Measured nowhere here; what matters is the same for all scenarios."""
 
 ROLLING_REQUESTS = 60
 """Requests over which the rolling hit rate is taken."""
