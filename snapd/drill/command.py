@@ -35,6 +35,8 @@ DEADLINE_SECONDS = 2.0
 """As the store's own default for how long a get waits for a cold block."""
 LOAD_SECONDS = 12.0
 TRACE_LOAD_SECONDS = 24.0
+BLOCK_BYTES_MAX = 4 << 20
+"""Every client has a buffer for the longest prompt."""
 REPORT_FILE = "snapd-drill.html"
 
 
@@ -70,7 +72,7 @@ REPORT_FILE = "snapd-drill.html"
 )
 @click.option(
     "--block-bytes",
-    type=click.IntRange(BLOCK_BYTES_MIN, 64 << 20),
+    type=click.IntRange(BLOCK_BYTES_MIN, BLOCK_BYTES_MAX),
     help="Bytes of a block [default: 32768; trace: 16384].",
 )
 @click.option(
