@@ -21,9 +21,9 @@ from store_kit import LocalStore, StoreClient, content, shared_memory_path
 from snapd.disk.simulated import SimulatedDisk
 from snapd.wire import messages as m
 
-NAMES = [b"key-%d" % number for number in range(10)]
+NAMES = [b"key-%d" % number for number in range(4)]
 KEYS = st.sampled_from(NAMES)
-BATCHES = st.dictionaries(KEYS, st.sampled_from([1, 4096, 9000]), min_size=1, max_size=5)
+BATCHES = st.dictionaries(KEYS, st.sampled_from([1, 4096, 9000]), min_size=1, max_size=3)
 
 
 class DaemonMachine(RuleBasedStateMachine):
@@ -78,6 +78,12 @@ class DaemonMachine(RuleBasedStateMachine):
             self.cold.pop(key, None)
         if self.daemon is not None:
             self.settle_model()
+
+    @rule(key=KEYS)
+    def replace_by_removing(self, key: bytes) -> None:
+        """The new version gets the very next sequence."""
+        self.remove({key})
+        self.put({key: 4096}, upsert=False, again=False)
 
     @rule()
     def remove_all(self) -> None:
@@ -194,4 +200,4 @@ def _column(keys: list[bytes]) -> m.KeyColumn:
 
 
 TestDaemonModel = DaemonMachine.TestCase
-TestDaemonModel.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestDaemonModel.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
