@@ -149,7 +149,8 @@ class Daemon:
             self._ended.set()
             self._stopping.set()
             if supervisor is not None:
-                supervisor.stop(5.0)
+                # After a failure the store serves on: whoever starts the daemon again adopts it.
+                supervisor.leave()
             http.stop()
 
     def _recover(self) -> None:
@@ -187,7 +188,7 @@ class Daemon:
         deadline = started + self._settings.grace_sec
 
         def quiesce() -> None:
-            if supervisor is not None:
+            if supervisor is not None and not self._workers.failed:
                 supervisor.stop(max(1.0, (deadline - time.monotonic()) / 2))
 
         self._flusher.stop(deadline, quiesce)

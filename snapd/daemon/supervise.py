@@ -70,8 +70,12 @@ class StoreSupervisor:
             event(_logger, logging.INFO, "adopted a running store", pid=adopted)
         self._thread.start()
 
+    def leave(self) -> None:
+        """Supervise no more; the store goes on. Idempotent."""
+        self._stopping.set()
+
     def stop(self, timeout_seconds: float) -> None:
-        """Ask the store to end by SIGTERM and wait; kill it at the deadline. Idempotent.
+        """Ask the store to end by SIGTERM and wait; kill it at the deadline. After `start` only.
 
         Its segment stays, whichever way it ends: the next store adopts it.
         """

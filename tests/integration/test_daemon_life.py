@@ -182,6 +182,18 @@ def test_with_store_starts_it_adopts_it_and_stops_it(site: DaemonSite) -> None:
     assert site.store_process() is None
 
 
+def test_a_daemon_that_cannot_start_leaves_the_store_of_another_alone(site: DaemonSite) -> None:
+    site.start_daemon("--with-store")
+    store = site.store_process()
+    refused = site._spawn("snapd.daemon", "--with-store")
+    assert refused.wait(20) == 5
+    site.configure(persistent_path=site.directory / "other", http="127.0.0.1:nonsense")
+    unusable = site._spawn("snapd.daemon", "--with-store")
+    assert unusable.wait(20) == 2
+    assert site.store_process() == store
+    assert site.ask("/readyz")[0] == 200
+
+
 def test_with_store_sigterm_makes_the_very_last_put_durable(site: DaemonSite) -> None:
     site.configure(flush_sec=3600, snapshot_interval_sec=3600)
     site.start_daemon("--with-store")
