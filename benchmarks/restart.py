@@ -85,7 +85,9 @@ class Machine:
         """Start "store" or "run"; returns the time of exec."""
         began = time.monotonic()
         self.processes[name] = subprocess.Popen(
-            [sys.executable, "-m", "snapd.cli.snapd", name], env=self.environment, stderr=self.log
+            [str(Path(sys.executable).with_name("snapd")), name],
+            env=self.environment,
+            stderr=self.log,
         )
         return began
 
