@@ -155,6 +155,8 @@ class Repository:
         # versions stays known, since the packs that said it may have gone for good reasons.
         self._state.learn_incarnations(tuple(known.incarnations.values()))
         self._state.learn_fingerprints(known.fingerprints)
+        # A number that a damaged manifest had is not given to another snapshot.
+        self._state.generation_last = max(self._state.generation_last, known.generation_last)
         self.catalog.remove_all(known.epoch)
         recovery.epoch, recovery.blocks = self.epoch, int(self.catalog.live.sum())
         recovery.bytes = int(self.catalog.table.size[self.catalog.live].sum())

@@ -65,3 +65,17 @@ def test_what_an_ended_epoch_left_cannot_be_matched_by_a_new_put() -> None:
         assert repository.catalog.live[new].all()
         table = table_of([b"a"], [content(b"a", 1)])
         assert repository.catalog.find(table.keys, table.key_hash).tolist() == new.tolist()
+
+
+def test_a_rebuild_gives_no_generation_number_twice() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        put(repository, {b"a": content(b"a", 1)}, sequence=1)
+        repository.commit()
+        damaged = repository.commit().generation
+    name = f"manifests/{disk.list('manifests')[-1]}"
+    disk.replace_contents(name, disk.contents(name)[:100])
+    with opened(disk) as repository:
+        repository.rebuild()
+        assert repository.commit().generation == damaged + 1
+        assert contents_of(repository) == {b"a": content(b"a", 1)}
