@@ -67,8 +67,8 @@ class StoreEngine:
         self._events = EventQueue(blocks)
         self._loads = LoadQueue()
         self._reads = Reads(blocks, self._daemon, self._events)
-        self._puts = Puts(blocks, self._daemon)
         self._removals = Removals(blocks, self._daemon, self._events)
+        self._puts = Puts(blocks, self._daemon, self._removals)
         self._cold = Cold(blocks, self._daemon)
         self._removal_waits: list[tuple[int, Wait]] = []
         self._load_polls: list[Wait] = []
@@ -170,7 +170,7 @@ class StoreEngine:
         """Who may send which request, and who answers it: handler(connection, request, now)."""
         return {
             m.PutStart: (_WRITERS, self._put_start),
-            m.PutEnd: (_WRITERS, lambda c, r, now: self._puts.end(r, self._writer(c), now)),
+            m.PutEnd: (_WRITERS, self._put_end),
             m.PutRevoke: (_WRITERS, lambda c, r, _: self._puts.revoke(r, self._writer(c))),
             m.GetStart: (_WRITERS, self._get_start),
             m.Query: (_ALL, lambda _, r, __: self._reads.query(r)),
@@ -228,6 +228,14 @@ class StoreEngine:
     def _put_start(self, connection: int, request: m.PutStart, now: float) -> m.Reply:
         refusal = self._without_lock(connection)
         return refusal or self._puts.start(request, self._writer(connection), now)
+
+    def _put_end(self, connection: int, request: m.PutEnd, now: float) -> m.Reply | None:
+        """A put that replaces a block waits until the old version cannot come back."""
+        posted, superseded = self._events.posted, self._removals.superseded
+        reply = self._puts.end(request, self._writer(connection), now)
+        if self._removals.superseded == superseded:
+            return reply
+        return self._when_durable(connection, reply, posted, now)
 
     def _fill_start(self, connection: int, request: m.FillStart, now: float) -> m.Reply:
         refusal = self._without_lock(connection)

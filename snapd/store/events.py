@@ -24,6 +24,10 @@ QUEUE_EVENTS_MAX = 65_536
 """Most events of corrupt blocks kept for a daemon that is away; removals are kept in slots."""
 
 
+NO_SLOT = 0xFFFFFFFF
+"""Slot of the removal of a key that the store does not know."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One removal, remove-all or dropped block; see `Events`."""
@@ -116,6 +120,7 @@ class EventQueue:
     def _forget(self, events: list[Event]) -> None:
         """Free the slots of removals that are durable now."""
         removals = [event for event in events if event.kind == EventKind.REMOVED]
+        removals = [event for event in removals if event.slot != NO_SLOT]
         rows = np.array([event.slot for event in removals], np.int64)
         before = np.array([event.sequence - 1 for event in removals], np.uint64)
         book = self._blocks.book

@@ -19,6 +19,7 @@ from snapd.store.blocks import SOFT_PIN_SECONDS, BlockStore
 from snapd.store.book import new_records
 from snapd.store.daemon import DaemonSession
 from snapd.store.keys import PaddedKeys
+from snapd.store.removals import Removals
 from snapd.wire.codes import ReturnCode
 from snapd.wire.messages import Codes, PutEnd, PutRevoke, PutStart, Reserved, decode_column
 
@@ -30,9 +31,10 @@ class Puts:
     """Unpublished blocks are not in the index: two writers of one key may both reserve, and the
     first to publish wins, unless the second one upserts."""
 
-    def __init__(self, blocks: BlockStore, daemon: DaemonSession) -> None:
+    def __init__(self, blocks: BlockStore, daemon: DaemonSession, removals: Removals) -> None:
         self._blocks = blocks
         self._daemon = daemon
+        self._removals = removals
 
     def start(self, request: PutStart, writer: int, now: float) -> Reserved:
         """Reserve a slot and an extent for each block. Raises ProtocolError."""
@@ -130,10 +132,24 @@ class Puts:
         replaces = old >= 0
         blocks.repoint(hashes[replaces], old[replaces], new[replaces])
         blocks.index.insert(hashes[~replaces], new[~replaces])
-        blocks.free(old[replaces])
+        if self._removals.disk_is_unknown:
+            before = blocks.book.records["sequence"][new[~replaces]] - np.uint64(1)
+            self._removals.remove_on_disk(keys, np.flatnonzero(wins)[~replaces], before)
+        self._replace(old[replaces], new[replaces])
         blocks.free(rows[~wins])
         blocks.counters.puts += int(wins.sum())
         return np.where(wins, ReturnCode.OK, ReturnCode.OBJECT_ALREADY_EXISTS).astype(np.int32)
+
+    def _replace(self, old: I64, new: I64) -> None:
+        """Slots `new` hold newer versions of the keys of `old`.
+
+        The same bytes again are no news to the disk: the copy that it has stays as good as it was.
+        """
+        records = self._blocks.book.records
+        same = records["checksum"][old] == records["checksum"][new]
+        same &= records["size"][old] == records["size"][new]
+        self._removals.supersede(old[~same])
+        self._blocks.free(old[same])
 
     def _overtake(self, rows: I64, existing: I64) -> None:
         """A block published now is newer than what it replaces and than every removal so far,

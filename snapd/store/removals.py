@@ -12,7 +12,8 @@ from snapd.formats.segment import SlotState
 from snapd.store.batches import I32, padded_keys, rounds
 from snapd.store.blocks import BlockStore
 from snapd.store.daemon import DaemonSession
-from snapd.store.events import EventQueue
+from snapd.store.events import NO_SLOT, EventQueue
+from snapd.store.keys import PaddedKeys
 from snapd.wire.codes import ReturnCode
 from snapd.wire.messages import Remove
 
@@ -30,6 +31,8 @@ class Removals:
         self._blocks = blocks
         self._daemon = daemon
         self._events = events
+        self.superseded = 0
+        """Versions superseded so far."""
 
     def remove(self, request: Remove, now: float) -> I32:
         """Remove keys; codes int32 [n]. Raises ProtocolError."""
@@ -49,7 +52,34 @@ class Removals:
                 there &= ~leased
             codes[part[there]] = ReturnCode.OK
             self._remove_slots(found[there])
+        unknown = np.flatnonzero(codes == ReturnCode.OBJECT_NOT_FOUND)
+        if self.disk_is_unknown and len(unknown):
+            sequences = self._blocks.segment.take_sequences(len(unknown))
+            self.remove_on_disk(keys, unknown, sequences)
         return codes
+
+    @property
+    def disk_is_unknown(self) -> bool:
+        """Whether a daemon is there that has not registered everything yet: a key that no slot has
+        may be on disk."""
+        return self._daemon.listening and not self._daemon.serves_cold
+
+    def remove_on_disk(self, keys: PaddedKeys, at: I64, sequences: U64) -> None:
+        """Versions up to `sequences` of the keys at these rows are gone, if the disk has any.
+
+        No slot holds such a removal: until the daemon has it, nobody is told that it happened.
+        """
+        self._post(keys.keys.take(at).to_list(), np.full(len(at), NO_SLOT), sequences)
+
+    def supersede(self, rows: I64) -> None:
+        """The index names newer versions than these slots, PUBLISHED or COLD, already.
+
+        To the disk that is a removal: the old version may be in a pack and the new one is not, so
+        without it a power cut would bring the old one back.
+        """
+        if len(rows):
+            self._mark(rows)
+            self.superseded += len(rows)
 
     def _remove_slots(self, rows: I64) -> None:
         """PUBLISHED or COLD → REMOVED, one store a slot, then the index and the space.
@@ -59,16 +89,29 @@ class Removals:
         """
         if not len(rows):
             return
+        hashes = self._blocks.book.records["key_hash"][rows]
+        keys = self._mark(rows)
+        self._blocks.index.remove(hashes, rows)
+        self._blocks.counters.removals += len(rows)
+        self._blocks.note_removed("remove", keys)
+
+    def _mark(self, rows: I64) -> list[bytes]:
+        """→ REMOVED, and say so to the daemon; the keys."""
         blocks = self._blocks
         records = blocks.book.records[rows]
         keys = blocks.segment.mapping.keys_of(records).to_list()
         blocks.book.mark_removed(rows)
-        blocks.index.remove(records["key_hash"], rows)
         blocks.retire(rows, records)
-        after: U64 = records["sequence"] + np.uint64(1)
+        self._post(keys, rows, records["sequence"])
+        return keys
+
+    def _post(self, keys: list[bytes], rows: I64, sequences: U64) -> None:
+        """Versions of `keys` up to `sequences` are gone."""
+        if not len(keys):
+            return
+        blocks = self._blocks
+        after: U64 = sequences + np.uint64(1)
         blocks.removed_below = max(blocks.removed_below, int(after.max()))
-        blocks.counters.removals += len(rows)
-        blocks.note_removed("remove", keys)
         if self._daemon.attached:
             self._events.removed(keys, rows, after, blocks.segment.epoch)
 

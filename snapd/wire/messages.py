@@ -64,7 +64,9 @@ class PutStart(Message, frozen=True, tag="put_start"):
 
 
 class PutEnd(Message, frozen=True, tag="put_end"):
-    """Publish reserved blocks whose bytes are all in place; `checksums` uint64 [n]. → `Codes`."""
+    """Publish reserved blocks whose bytes are all in place; `checksums` uint64 [n]. → `Codes`.
+
+    Where a block replaces another one, the reply waits until the old version cannot come back."""
 
     slots: bytes
     sequences: bytes
@@ -288,10 +290,10 @@ class Wanted(Message, frozen=True, tag="wanted"):
 class Events(Message, frozen=True, tag="events"):
     """A numbered batch of events, given again until it is acknowledged.
 
-    `kinds` uint8 [n] of `EventKind`; keys [n] (empty for REMOVE_ALL); `slots` uint32 and
-    `sequences` uint64 [n]: for REMOVED the sequence of the removal (versions of the key with a
-    lower one are gone), for REMOVE_ALL the sequence it happened at, for CORRUPT the version that
-    was dropped; `epochs` uint32 [n].
+    `kinds` uint8 [n] of `EventKind`; keys [n] (empty for REMOVE_ALL); `slots` uint32 (2^32 - 1 for
+    a key that the store did not know) and `sequences` uint64 [n]: for REMOVED the sequence of the
+    removal (versions of the key with a lower one are gone), for REMOVE_ALL the sequence it happened
+    at, for CORRUPT the version that was dropped; `epochs` uint32 [n].
     """
 
     number: int

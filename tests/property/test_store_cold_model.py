@@ -8,13 +8,14 @@ what readers want. Store and daemon are killed at any point between their steps.
 from __future__ import annotations
 
 import itertools
+import os
 from contextlib import ExitStack
 
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from store_kit import Daemon, LocalStore, column, content, key_batch, shared_memory_path
+from store_kit import Daemon, LocalStore, column, content, shared_memory_path
 
 from snapd.blocks import hash_keys
 from snapd.formats.segment import SlotState
@@ -33,6 +34,7 @@ class ColdMachine(RuleBasedStateMachine):
         path = self.stack.enter_context(shared_memory_path())
         self.store = LocalStore(path, global_segment_size=4 << 20, segment_blocks_max=512)
         self.stack.callback(self.store.close)
+        self.store.on_put_off = self.journal
         self.client = self.store.client()
         self.daemon: Daemon | None = None
         self.model: dict[bytes, bytes] = {}
@@ -65,19 +67,14 @@ class ColdMachine(RuleBasedStateMachine):
 
     @rule(keys=SOME)
     def remove(self, keys: list[bytes]) -> None:
-        reply = self.store.send(self.client.connection, m.Remove(key_batch(keys), True))  # type: ignore[attr-defined]
-        if reply is None:  # answered when the daemon has journaled it
-            self.journal()
-            reply = self.store.replies[self.client.connection]  # type: ignore[attr-defined]
-        codes = column(reply.codes, np.int32).tolist()
+        codes = self.client.remove(keys, force=True)
         for key, code in zip(keys, codes, strict=True):
             if code == 0:
                 self.model.pop(key, None)
 
     @rule()
     def remove_all(self) -> None:
-        if self.store.send(self.client.connection, m.RemoveAll(True)) is None:  # type: ignore[attr-defined]
-            self.journal()
+        self.client.remove_all(force=True)
         self.model = {}
 
     # --- the daemon ---------------------------------------------------------------------------
@@ -108,8 +105,18 @@ class ColdMachine(RuleBasedStateMachine):
         self.begin_epoch(self.daemon.epoch)
         self.journal()
         if self.disk:
-            self.daemon.register(self.disk)
+            known = [
+                key
+                for key, code in zip(self.disk, self.daemon.register(self.disk)[0], strict=True)
+                if code
+            ]
+        else:
+            known = []
         self.daemon.ready()
+        # What was put while no daemon was there is newer than the disk: it is written first.
+        for key, value in zip(known, self.client.get(known), strict=True):
+            if value is not None:
+                self.disk[key] = value
 
     @precondition(lambda self: self.daemon is not None)
     @rule(keys=SOME)
@@ -155,6 +162,21 @@ class ColdMachine(RuleBasedStateMachine):
         self.client.close()
         self.store.restart()
         self.client = self.store.client()
+
+    @precondition(lambda self: self.daemon is not None)
+    @rule()
+    def power_cut(self) -> None:
+        """Everything dies, and memory with it. What the daemon has must not be out of date."""
+        stale = {key for key, value in self.disk.items() if self.model.get(key) != value}
+        assert not stale, "removed or replaced, and the disk would bring it back"
+        self.daemon.close()  # type: ignore[union-attr]
+        self.daemon = None
+        self.client.close()
+        self.store.kill()
+        os.unlink(self.store.path)
+        self.store.start()
+        self.client = self.store.client()
+        self.model, self.disk_epoch = dict(self.disk), 0
 
     @invariant()
     def no_key_holds_anything_but_its_last_value(self) -> None:

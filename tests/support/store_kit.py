@@ -184,6 +184,8 @@ class LocalStore:
         self.now = 1000.0
         self.events: list[tuple[str, list[bytes]]] = []
         self.replies: dict[int, Any] = {}
+        self.on_put_off: Callable[[], None] = lambda: None
+        """What makes a reply come that was put off: a daemon's work."""
         self._connections = 0
         self._clients: dict[int, StoreClient] = {}
         self.start()
@@ -216,12 +218,15 @@ class LocalStore:
         self.start()
 
     def connect(self) -> tuple[int, Call]:
-        """A connection number and its `call`, which fails when the reply is put off."""
+        """A connection number and its `call`, which fails when the reply stays put off."""
         self._connections += 1
         connection = self._connections
 
         def call(request: m.Request, reply_type: type[Any]) -> Any:
             reply = self.send(connection, request)
+            if reply is None:
+                self.on_put_off()
+                reply = self.replies.pop(connection, None)
             assert isinstance(reply, reply_type), reply
             return reply
 

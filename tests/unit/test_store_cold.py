@@ -11,6 +11,7 @@ from store_kit import (
     Daemon,
     LocalStore,
     StoreClient,
+    checksum_of,
     column,
     content,
     key_batch,
@@ -362,3 +363,54 @@ def test_a_long_poll_is_answered_by_what_it_waits_for(store: LocalStore) -> None
     assert store.send(events.connection, m.EventsWait(0, 5000)) is None
     assert store.send(client.connection, m.Remove(key_batch([b"c3"]))) is None
     assert m.decode_keys(store.replies[events.connection].keys).to_list() == [b"c3"]
+
+
+def test_what_an_upsert_replaces_is_removed_from_disk_before_it_is_answered(
+    store: LocalStore,
+) -> None:
+    daemon, client = Daemon(store), store.client()
+    daemon.events()
+    daemon.ready()
+    client.put({b"a": b"old"})
+    store.on_put_off = lambda: None
+    _, slots, sequences, offsets = client.reserve([b"a"], [5], upsert=True)
+    client.write(int(offsets[0]), b"newer")
+    end = m.PutEnd(
+        slots.tobytes(), sequences.tobytes(), np.array([checksum_of(b"newer")], np.uint64).tobytes()
+    )
+    assert store.send(client.connection, end) is None
+    assert client.get([b"a"]) == [b"newer"], "readers do not wait for the disk"
+    batch = daemon.events()
+    assert column(batch.kinds, np.uint8).tolist() == [m.EventKind.REMOVED]
+    assert column(batch.sequences, np.uint64)[0] <= sequences[0], "the new version is not removed"
+    daemon.events(batch.number)
+    assert column(store.replies[client.connection].codes, np.int32).tolist() == [0]
+    assert len(client.slots()) == 1
+
+
+def test_an_upsert_of_the_same_bytes_is_no_news_to_the_disk(store: LocalStore) -> None:
+    daemon, client = Daemon(store), store.client()
+    daemon.events()
+    daemon.ready()
+    client.put({b"a": b"same"})
+    assert client.put({b"a": b"same"}, upsert=True) == {b"a": 0}
+    assert not daemon.events().kinds
+
+
+def test_a_key_not_registered_yet_can_be_removed_and_replaced(store: LocalStore) -> None:
+    """Between attach and the end of registration the store does not know what is on disk."""
+    daemon, client = Daemon(store), store.client()
+    daemon.events()
+    assert store.send(client.connection, m.Remove(key_batch([b"a"]))) is None
+    batch = daemon.events()
+    assert m.decode_keys(batch.keys).to_list() == [b"a"]
+    daemon.events(batch.number)
+    assert column(store.replies[client.connection].codes, np.int32).tolist() == [MISSING]
+    assert client.put({b"b": b"1"}) == {b"b": 0}, "a put does not wait"
+    batch = daemon.events(batch.number)
+    assert m.decode_keys(batch.keys).to_list() == [b"b"]
+    assert column(batch.sequences, np.uint64)[0] <= client.slots()["sequence"][0]
+    daemon.events(batch.number)
+    daemon.ready()
+    assert client.remove([b"c"]) == [MISSING]
+    assert not daemon.events(batch.number).kinds
