@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import secrets
+import stat
 import threading
 
 import numpy as np
@@ -187,7 +188,13 @@ def _open_locked(path: str) -> int:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise SegmentError(f"cannot open segment {path}: {error.strerror}") from error
+            raise SegmentError(
+                f"cannot open segment {path}: {error.strerror}; check segment_path"
+            ) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            # A failed start removes its segment, and a device must not be removed.
+            os.close(descriptor)
+            raise SegmentError(f"segment {path} is not a regular file: set another segment_path")
         if not try_lock(descriptor, STORE_LOCK_BYTE):
             os.close(descriptor)
             raise LockHeldError(f"another store holds {path}: stop it, or set segment_path")
