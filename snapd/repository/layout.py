@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import secrets
 from collections.abc import Iterable
@@ -53,6 +54,8 @@ def prepare(disk: Disk) -> tuple[bytes, list[str]]:
     Crash argument: the subdirectories are durable before the identity is, and each step is left
     alone when it is done already, so a crash anywhere is repaired by the next start.
     """
+    with contextlib.suppress(CorruptError, DiskError):
+        _read_repository_file(disk)  # that of a newer snapd is refused before anything is changed
     for name in DIRECTORIES:
         disk.make_directory(name)
     for directory in ("", *DIRECTORIES):
@@ -119,7 +122,12 @@ def _identity_of_files(disk: Disk) -> bytes | None:
 
 
 def _remove_leftovers(disk: Disk, directory: str) -> None:
-    """Remove files that a writer left unfinished: we hold the lock, so nobody writes them."""
+    """Remove files that a writer left unfinished: we hold the lock, so nobody writes them.
+
+    At the root only ours: an operator may have chosen a directory that holds other things.
+    """
     leftovers = [name for name in disk.list(directory) if name.endswith(TEMPORARY)]
     for name in leftovers:
+        if not directory and name != REPOSITORY_FILE + TEMPORARY:
+            continue
         disk.remove(f"{directory}/{name}" if directory else name)

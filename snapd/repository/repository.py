@@ -105,6 +105,8 @@ class Repository:
         Raises LockHeldError, NewerFormatError, NothingThereError (to read, and nothing is there),
         or DiskError.
         """
+        if read_only:
+            read_identity(disk)  # before a file for the pin is made where no repository is
         lock = _pin(disk) if read_only else disk.lock(LOCK_FILE)
         try:
             moved: list[str] = []
