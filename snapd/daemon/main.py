@@ -8,7 +8,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from snapd.attach.connect import BundledConnector
@@ -24,7 +25,7 @@ from snapd.daemon.state import DaemonState
 from snapd.daemon.supervise import StoreSupervisor, store_socket
 from snapd.daemon.workers import Workers
 from snapd.disk.posix import PosixDisk
-from snapd.errors import SettingError
+from snapd.errors import DiskError, SettingError
 from snapd.flusher import Flusher
 from snapd.metrics import Metrics
 from snapd.repository import Repository
@@ -54,19 +55,32 @@ def run_daemon(settings: Settings, with_store: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _setter(stopping))
     _make_runtime_directory(settings.runtime_dir)
-    disk = PosixDisk(settings.persistent_path, create=True)
-    repository = Repository.open(
-        disk,
-        retain=settings.retain,
-        codec=Codec.ZSTD if settings.codec == "zstd" else Codec.RAW,
-        pack_bytes_max=settings.pack_bytes_max,
-    )
+    with _naming_the_setting(settings.persistent_path):
+        disk = PosixDisk(settings.persistent_path, create=True)
+        repository = Repository.open(
+            disk,
+            retain=settings.retain,
+            codec=Codec.ZSTD if settings.codec == "zstd" else Codec.RAW,
+            pack_bytes_max=settings.pack_bytes_max,
+        )
     try:
         daemon = Daemon(settings, repository, stopping)
         return daemon.run(with_store=with_store)
     finally:
         repository.close()
         disk.close()
+
+
+@contextmanager
+def _naming_the_setting(persistent_path: str) -> Iterator[None]:
+    try:
+        yield
+    except DiskError as error:
+        raise DiskError(
+            f"cannot keep a repository in persistent_path = {persistent_path!r}: {error}; "
+            "set it to a directory that can be written",
+            error.errno,
+        ) from error
 
 
 class Daemon:

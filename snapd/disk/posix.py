@@ -184,7 +184,10 @@ class PosixDisk:
         if not parts:
             raise DiskError(f"cannot {action} the root itself", errno.EINVAL)
         with self._directory("/".join(parts[:-1]), action) as descriptor:
-            yield descriptor, parts[-1]
+            try:
+                yield descriptor, parts[-1]
+            except OSError as error:
+                raise self._failure(action, name, error) from error
 
     def _failure(self, action: str, name: str, error: OSError) -> DiskError:
         path = self.root / name if name else self.root

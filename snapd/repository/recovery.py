@@ -150,7 +150,7 @@ def _newest_manifest(disk: Disk, recovered: Recovered, *, use_manifests: bool) -
         try:
             manifest, file_bytes = read_manifest(disk, state.repository_id, generation)
         except SnapdError as error:
-            recovery.unreadable_manifests.append(str(error))
+            recovery.unreadable_manifests.append(_told(manifest_name(generation), error))
             if isinstance(error, CorruptError):
                 recovered.corrupt.append(manifest_name(generation))
             continue
@@ -164,6 +164,11 @@ def _newest_manifest(disk: Disk, recovered: Recovered, *, use_manifests: bool) -
         recovery.generation, recovery.committed_at = generation, manifest.committed_ns / 1e9
         return manifest
     return None
+
+
+def _told(name: str, error: SnapdError) -> str:
+    """The sentence about a file; it names the file once."""
+    return str(error) if name in str(error) else f"{name}: {error}"
 
 
 def _load_packs(disk: Disk, recovered: Recovered, manifest: Manifest | None) -> None:
@@ -186,7 +191,7 @@ def _load_packs(disk: Disk, recovered: Recovered, manifest: Manifest | None) -> 
             sealed, index = load_pack(disk, state.repository_id, name)
             live = named.live(sealed)
         except (CorruptError, NewerFormatError, DiskError) as error:
-            recovery.unreadable_packs.append(f"{name}: {error}")
+            recovery.unreadable_packs.append(_told(name, error))
             if isinstance(error, CorruptError):
                 recovered.corrupt.append(name)
             continue

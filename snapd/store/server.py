@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -247,7 +248,10 @@ def bind_socket(path: Path) -> socket.socket:
     The caller holds the segment's lock, so a socket file that nobody answers is a leftover.
     Raises OSError, or FileExistsError when somebody answers.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError as error:  # not to be taken for a store that answers
+        raise NotADirectoryError(errno.ENOTDIR, "Not a directory", str(path.parent)) from error
     with (
         socket.socket(socket.AF_UNIX) as probe,
         contextlib.suppress(ConnectionRefusedError, FileNotFoundError),
