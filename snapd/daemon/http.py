@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
@@ -27,6 +28,9 @@ CONTROL_SOCKET = "snapd.sock"
 
 _SNAPSHOT_SECONDS_MAX = 600.0
 _START_SECONDS_MAX = 10.0
+_REQUEST_SECONDS_MAX = 5.0
+"""For which a connection may be without a whole request; then it is closed."""
+_WATCH_SECONDS = 0.5
 _logger = logging.getLogger(__name__)
 
 
@@ -60,6 +64,7 @@ class HttpServer:
         self._control = control
         self._tcp = tcp
         self._socket_path = os.path.join(runtime_dir, CONTROL_SOCKET)
+        self._watch = _ConnectionWatch()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._started: Future[None] = Future()
@@ -98,7 +103,10 @@ class HttpServer:
             self._started.set_exception(error)
         else:
             self._started.set_result(None)
-            await self._stop.wait()
+            while not self._stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), _WATCH_SECONDS)
+                self._watch.hang_up(runners)
             with contextlib.suppress(OSError):
                 os.unlink(self._socket_path)
         for runner in runners:
@@ -138,7 +146,9 @@ class HttpServer:
             os.umask(before)
 
     def _application(self, *, control: bool) -> web.Application:
-        application = web.Application(client_max_size=1 << 16)
+        application = web.Application(
+            client_max_size=1 << 16, middlewares=[self._watch.note_request]
+        )
         application.add_routes(
             [
                 web.get("/metrics", self._metrics),
@@ -183,6 +193,36 @@ class HttpServer:
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _ConnectionWatch:
+    """Hangs up on who sends no whole request: aiohttp would wait for the rest of it for ever."""
+
+    def __init__(self) -> None:
+        self._waits_since: dict[object, float] = {}
+        self._served: set[object] = set()
+
+    @web.middleware
+    async def note_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """While a request is served, its connection may take its time."""
+        connection = request.protocol
+        self._served.add(connection)
+        try:
+            return await handler(request)
+        finally:
+            self._served.discard(connection)
+            self._waits_since[connection] = time.monotonic()
+
+    def hang_up(self, runners: Sequence[web.AppRunner]) -> None:
+        """Close the connections that have waited too long; to be called often."""
+        now = time.monotonic()
+        connections = [
+            one for runner in runners if runner.server for one in runner.server.connections
+        ]
+        self._waits_since = {one: self._waits_since.get(one, now) for one in connections}
+        for one in connections:
+            if one not in self._served and now - self._waits_since[one] > _REQUEST_SECONDS_MAX:
+                one.force_close()
 
 
 def _as_errors(handler: Handler) -> Handler:
