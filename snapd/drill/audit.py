@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection
+from http.client import HTTPException
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from snapd.drill.content import I64, U32, Bools
 from snapd.drill.load import BATCH_BYTES_MAX, BlockClient, LoadSpec, SharedState
 from snapd.drill.look import BlockNames, evicted_keys
-from snapd.drill.processes import Site
+from snapd.drill.processes import DrillError, Site
 
 logger = logging.getLogger(__name__)
 
@@ -99,11 +100,14 @@ class Auditor:
 def rejected_blocks(site: Site) -> int:
     """Blocks that store and daemon found not to be what they should be, and did not serve.
 
-    Raises StoreUnavailableError, OSError or HTTPException when they do not answer.
+    Raises StoreUnavailableError or DrillError when they do not answer.
     """
     rejected = site.store_stats().corrupt
     if site.daemon is not None:
-        _, text = site.http_get("/metrics")
+        try:
+            _, text = site.http_get("/metrics")
+        except (OSError, HTTPException) as error:
+            raise DrillError(f"the daemon does not give its metrics: {error}") from error
         # What the store drops, the daemon counts too: as of the segment.
         rejected += sum_metric(text, "snapd_blocks_quarantined_total", without="segment")
     return rejected

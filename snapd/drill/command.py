@@ -27,7 +27,7 @@ from snapd.drill.scenarios import run_scenario
 from snapd.drill.screen import results_table
 from snapd.drill.trace import MultiTurn, Trace, generate_trace, read_trace
 from snapd.drill.verdict import Finding, exit_code, judge
-from snapd.errors import SettingError
+from snapd.errors import SettingError, SnapdError
 
 FLUSH_SECONDS = 0.25
 SNAPSHOT_SECONDS = 2.0
@@ -128,10 +128,10 @@ def drill(
     plans = [_plan(trace_file, number, options) for number in range(seed, seed + seeds)]
     console = Console(stderr=True)
     with _stop_on_signals():
-        runs = _run_all(plans, names, console, directory, keep=options["keep"])
+        runs, unfinished = _run_all(plans, names, console, directory, keep=options["keep"])
     baselines = {run.seed: run for run in runs if run.name == "baseline"}
     results = [summarise(run, baselines[run.seed]) for run in runs]
-    findings = judge(results, injected=options["inject"])
+    findings = unfinished + judge(results, injected=options["inject"])
     report = Report(
         plan=plans[0],
         workload=trace_file.name if trace_file else "Generated multi-turn conversations",
@@ -186,13 +186,19 @@ def _run_all(
     directory: Path | None,
     *,
     keep: bool,
-) -> list[Run]:
+) -> tuple[list[Run], list[Finding]]:
+    """Every scenario of every plan; one that fails is a finding and does not end the others.
+
+    Raises SnapdError when not even the first baseline runs.
+    """
     runs: list[Run] = []
+    findings: list[Finding] = []
     total = len(plans) * len(names)
     with console.status("") as status:
         for plan in plans:
             for name in names:
-                label = f"[{len(runs) + 1}/{total}] seed {plan.seed} {name}"
+                number = len(runs) + len(findings) + 1
+                label = f"[{number}/{total}] seed {plan.seed} {name}"
                 status.update(label)
 
                 def progress(text: str, label: str = label) -> None:
@@ -202,10 +208,16 @@ def _run_all(
                 place = Path(tempfile.mkdtemp(prefix=prefix, dir=directory))
                 if keep:
                     console.print(f"{label}: kept in {place}", highlight=False, soft_wrap=True)
-                run = run_scenario(name, plan, place, progress, keep=keep)
+                try:
+                    runs.append(run_scenario(name, plan, place, progress, keep=keep))
+                except SnapdError as error:
+                    if not runs:
+                        raise
+                    findings.append(Finding(name, plan.seed, f"failed: {error}", 1))
+                    if name == "baseline":
+                        break
                 console.print(f"{label}: {SCENARIOS[name]}", highlight=False, soft_wrap=True)
-                runs.append(run)
-    return runs
+    return runs, findings
 
 
 @contextmanager
