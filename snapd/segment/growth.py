@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from snapd.errors import SegmentError
@@ -17,6 +18,11 @@ from snapd.formats.segment import DATA_UNIT_BYTES
 from snapd.segment.owner import Segment
 
 CHUNK_BYTES = 64 * 2**20
+
+IDLE_SHARE = 3.0
+"""Rest after each chunk, as a multiple of the time it took: a store that has just started shares
+two cores with a daemon that recovers, and nobody needs the whole data area yet. Whoever waits for
+memory ends the rest."""
 
 
 class DataGrowth:
@@ -28,6 +34,7 @@ class DataGrowth:
         self._on_failure = on_failure
         self._changed = threading.Condition()
         self._allocated = segment.data_allocated_bytes
+        self._wanted = 0
         self._failure: SegmentError | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="segment-growth", daemon=True)
@@ -52,13 +59,17 @@ class DataGrowth:
         """Block until `units` are allocated, or all there are. Raises SegmentError on failure."""
         wanted = min(units * DATA_UNIT_BYTES, self._segment.geometry.data_bytes)
         with self._changed:
+            self._wanted = max(self._wanted, wanted)
+            self._changed.notify_all()
             self._changed.wait_for(lambda: self._allocated >= wanted or self._failure is not None)
             if self._failure is not None:
                 raise self._failure
 
     def stop(self) -> None:
         """Stop after the current chunk and wait for it."""
-        self._stopping = True
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -66,6 +77,7 @@ class DataGrowth:
         geometry = self._segment.geometry
         while self._allocated < geometry.data_bytes and not self._stopping:
             count = min(CHUNK_BYTES, geometry.data_bytes - self._allocated)
+            began = time.monotonic()
             try:
                 os.posix_fallocate(
                     self._segment.descriptor, geometry.data_offset + self._allocated, count
@@ -77,6 +89,10 @@ class DataGrowth:
             with self._changed:
                 self._allocated += count
                 self._changed.notify_all()
+                rest_seconds = IDLE_SHARE * (time.monotonic() - began)
+                self._changed.wait_for(
+                    lambda: self._stopping or self._wanted > self._allocated, rest_seconds
+                )
 
     def _fail(self, error: OSError) -> None:
         failure = SegmentError(
