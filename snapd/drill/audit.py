@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Collection
 from http.client import HTTPException
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from snapd.drill.content import I64, U32, Bools
+from snapd.drill.content import I64, U32, WRITERS_MAX, Bools
 from snapd.drill.load import BATCH_BYTES_MAX, BlockClient, LoadSpec, SharedState
 from snapd.drill.look import BlockNames, evicted_keys
 from snapd.drill.processes import DrillError, Site
@@ -19,6 +20,7 @@ from snapd.drill.processes import DrillError, Site
 logger = logging.getLogger(__name__)
 
 EXIST_BATCH = 4096
+REMOVALS_BEFORE_KILL = 16
 SWEEP_ROUNDS = 3
 SWEEP_PAUSE_SECONDS = 0.5
 """Blocks that did not come are asked for again: a cold one may be slow, a lost one never comes."""
@@ -52,6 +54,16 @@ class Auditor:
             there[part] = self._client.exist(part)
         return there
 
+    def remove_some(self, candidates: I64, rng: random.Random) -> None:
+        """Remove a few of these blocks, so that a kill follows on removals that no snapshot knows
+        of: only the journal can keep them from coming back."""
+        ledger = self._state.ledger
+        count = min(REMOVALS_BEFORE_KILL, len(candidates))
+        picks = np.array(rng.sample(candidates.tolist(), count), np.int64)
+        claim = ledger.begin_remove(picks, WRITERS_MAX - 1)
+        codes = [self._client.store.remove(self._client.keys[b], True) for b in claim.blocks]
+        ledger.finish(claim, np.array(codes) == 0)
+
     def sweep(self, surviving: U32, restored: Bools, damaged: Collection[int]) -> AuditVerdict:
         """Read every block that should be there and compare it, when the load has ended.
 
@@ -62,15 +74,13 @@ class Auditor:
         ledger = self._state.ledger
         present = np.zeros(len(surviving), np.bool_)
         wanted = np.flatnonzero(ledger.live() | (surviving > 0))
-        wrong_total = 0
+        wrong = np.zeros(len(surviving), np.int64)
         for number in range(SWEEP_ROUNDS):
             time.sleep(SWEEP_PAUSE_SECONDS if number and len(wanted) else 0)
             for first in range(0, len(wanted), self._batch):
                 part = wanted[first : first + self._batch]
-                right, wrong = self._read(part)
-                present[part] |= right
-                wrong_total += wrong
-            wanted = wanted[~present[wanted]]
+                present[part], wrong[part] = self._read(part)
+            wanted = wanted[~present[wanted] & (wrong[wanted] == 0)]
         excused = ledger.removed_since(surviving)
         excused |= self._names.marked(evicted_keys(self._site.event_log))
         excused[list(damaged)] = True
@@ -85,16 +95,16 @@ class Auditor:
                 present[block],
             )
         self._client.close()
-        return AuditVerdict(int(lost.sum()), wrong_total)
+        return AuditVerdict(int(lost.sum()), int(wrong.sum()))
 
-    def _read(self, blocks: I64) -> tuple[Bools, int]:
+    def _read(self, blocks: I64) -> tuple[Bools, I64]:
         ledger = self._state.ledger
         floor = ledger.floor(blocks)
         sizes = self._client.fetch(blocks)
         right, wrong = self._client.compare(blocks, sizes, floor, ledger)
         for row in np.flatnonzero(wrong).tolist():
             logger.error(self._client.describe(blocks, sizes, floor, wrong, row))
-        return right, int(wrong.sum())
+        return right, wrong
 
 
 def rejected_blocks(site: Site) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from snapd.drill.audit import Auditor, rejected_blocks
 from snapd.drill.clock import TraceClock
-from snapd.drill.content import U32, Bools, block_keys
+from snapd.drill.content import I64, U32, Bools, block_keys
 from snapd.drill.inject import Damage
 from snapd.drill.ledger import Ledger
 from snapd.drill.load import LoadSpec, SharedState
@@ -74,9 +74,9 @@ class Scenario:
         self._progress("replaying up to the kill")
         self._wait(lambda: state.clock.now() >= self._kill_moment(), "the kill")
         self._catch_up()
-        kill = self._no_kill() if self._name == "baseline" else self._kill()
-        state.clock.set_speed(plan.speed)
         auditor = Auditor(self._spec(), state, self._site, self._names)
+        kill = self._no_kill() if self._name == "baseline" else self._kill(auditor)
+        state.clock.set_speed(plan.speed)
         restored = auditor.existing(kill.surviving)
         if plan.inject:
             self._replay_window(kill.timeline.ready_at, plan.window_requests // 4)
@@ -161,9 +161,10 @@ class Scenario:
         none = np.zeros(self._plan.trace.block_count, np.uint32)
         return _Kill(timeline, none, 0.0, self._snapshot_age())
 
-    def _kill(self) -> _Kill:
+    def _kill(self, auditor: Auditor) -> _Kill:
         """Kill what the scenario kills, look at what survived, and start it again."""
         site, state = self._site, self._state
+        auditor.remove_some(self._never_read_again(), self._random)
         self._aim()
         age = self._snapshot_age()
         killed_at = time.monotonic()
@@ -191,6 +192,13 @@ class Scenario:
             ready_at = site.wait_ready(START_SECONDS)
         timeline = Timeline(killed_at, stopped_at, restarted_at, ready_at)
         return _Kill(timeline, surviving, undurable, age)
+
+    def _never_read_again(self) -> I64:
+        """Blocks that are there and that no later request looks for: the hit rate stays as it is
+        when they go."""
+        trace, live = self._plan.trace, self._state.ledger.live()
+        live[trace.blocks[trace.starts[self._plan.kill_request] :]] = False
+        return np.flatnonzero(live)
 
     def _aim(self) -> None:
         """Wait a little for a put or a flush to be under way: a third of the seeds each; the rest
