@@ -67,8 +67,8 @@ class Space:
 
     @property
     def capacity_units(self) -> int:
-        """Units of the whole data area."""
-        return self._geometry.data_units
+        """Units of the data area that blocks may have: all but what is withheld."""
+        return self._geometry.data_units - self._withheld_units
 
     @property
     def usable_units(self) -> int:
@@ -78,7 +78,12 @@ class Space:
     @property
     def used_units(self) -> int:
         """Units that hold blocks or wait for late writers."""
-        return self._frontier - self._data.free_units
+        return self._frontier - self._data.free_units - self._withheld_units
+
+    @property
+    def _withheld_units(self) -> int:
+        # Not counted as used: no eviction could bring a store below its watermark then.
+        return 0 if self._withheld is None else int(self._withheld[1].sum())
 
     @property
     def free_key_units(self) -> int:

@@ -103,6 +103,26 @@ def test_a_damaged_slot_withholds_nothing_when_no_writer_is_left(store: LocalSto
     assert client.put({b"b": content(1, 900_000)}) == {b"b": 0}
 
 
+def test_a_damaged_slot_does_not_make_a_store_evict_everything(store: LocalStore) -> None:
+    idle = store.client()  # as long as it is there, all that is free is withheld
+    client = store.client()
+    blocks = {b"k%d" % n: content(n, 4096) for n in range(60)}
+    client.put(blocks)
+    row = int(np.flatnonzero(client.view.slots["state"])[0])
+    client.view.slots["size"][row] ^= 8
+    client.close()
+    store.restart()
+    store.advance(60)
+    client = store.client()
+    assert client.put({b"new": content(1, 4096)}) == {b"new": 0}
+    assert client.stats().evictions <= 5
+    assert sum(client.get([key]) == [value] for key, value in blocks.items()) >= 54
+    idle.close()
+    store.advance(60)
+    assert client.put({b"large": content(2, 500_000)}) == {b"large": 0}
+    assert client.stats().evictions <= 5
+
+
 def test_space_that_is_needed_is_asked_after_at_once(store: LocalStore) -> None:
     client = store.client()
     client.put({b"k%d" % n: content(n, 16_384) for n in range(20)})
