@@ -43,6 +43,9 @@ class DaemonMachine(RuleBasedStateMachine):
         self.durable: dict[bytes, bytes] = {}
         self.cold: dict[bytes, bytes] = {}
         """Blocks on disk only that nobody can load while no daemon is there."""
+        self.doomed: set[bytes] = set()
+        """Keys removed or replaced while no daemon was there to tell the disk."""
+        self.store.on_put_off = self.pump
         self.contents = itertools.count()
 
     def teardown(self) -> None:
@@ -51,9 +54,20 @@ class DaemonMachine(RuleBasedStateMachine):
                 self.daemon.close()
             self.stack.close()
 
+    def pump(self) -> None:
+        if self.daemon is not None:
+            self.daemon.pump()
+
+    def kill_on_disk(self, keys: set[bytes]) -> None:
+        """These keys were removed or replaced: at once for the disk, or when a daemon comes."""
+        self.doomed |= keys
+        if self.daemon is not None:
+            self.settle_model()
+
     def settle_model(self) -> None:
-        """What was removed without a daemon is durable when one has attached."""
-        self.durable = {key: self.durable[key] for key in self.durable if key in self.current}
+        """What was removed or replaced without a daemon is so on disk when one has attached."""
+        self.durable = {key: self.durable[key] for key in self.durable if key not in self.doomed}
+        self.doomed = set()
 
     # --- what clients do --------------------------------------------------------------------------
 
@@ -67,17 +81,19 @@ class DaemonMachine(RuleBasedStateMachine):
         for key, value in blocks.items():
             assert codes[key] == 0
             if upsert or not served[key]:
+                if (self.cold | self.current).get(key, value) != value:
+                    self.kill_on_disk({key})
+                self.cold.pop(key, None)
                 self.current[key] = value
 
     @rule(keys=st.sets(KEYS, min_size=1, max_size=3))
     def remove(self, keys: set[bytes]) -> None:
         request = m.Remove(m.encode_keys(_column(sorted(keys))), force=True)
         self._ask(request)
+        self.kill_on_disk(keys)
         for key in keys:
             self.current.pop(key, None)
             self.cold.pop(key, None)
-        if self.daemon is not None:
-            self.settle_model()
 
     @rule(key=KEYS)
     def replace_by_removing(self, key: bytes) -> None:
@@ -88,10 +104,9 @@ class DaemonMachine(RuleBasedStateMachine):
     @rule()
     def remove_all(self) -> None:
         self._ask(m.RemoveAll(force=True))
+        self.kill_on_disk(set(NAMES))
         self.current.clear()
         self.cold.clear()
-        if self.daemon is not None:
-            self.settle_model()
 
     def _ask(self, request: m.Request) -> None:
         """A request whose reply waits for the daemon's acknowledgement."""
@@ -170,7 +185,7 @@ class DaemonMachine(RuleBasedStateMachine):
         self.daemon = LocalDaemon(self.store, self.disk)
         assert self.daemon.recovery.blocks == len(self.durable)
         self.daemon.attach()
-        self.current, self.cold = dict(self.durable), {}
+        self.current, self.cold, self.doomed = dict(self.durable), {}, set()
 
     def _lose_cold(self) -> None:
         """Without a daemon only what is in memory is served; the rest comes back with one."""
