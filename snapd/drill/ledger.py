@@ -141,6 +141,19 @@ class Ledger:
         removed: Bools = self._removing > versions
         return removed
 
+    def undurable_ratio(self, surviving: U32, evicted: Bools) -> float:
+        """Of the blocks that the store has acknowledged, the part that did not survive a kill.
+
+        `surviving` uint32 [blocks] is the version found of each, 0 for none. A write without an
+        answer may have survived in place of the acknowledged one. Left out are blocks whose
+        removal was begun, with an answer or without, and those that the store evicted (`evicted`,
+        bool [blocks]) and nobody put again.
+        """
+        counted = self.live() & ~self.removed_since(self.acknowledged())
+        counted &= ~(evicted & (surviving == 0))
+        lost = counted & (surviving < self._acknowledged)
+        return float(lost.sum() / max(int(counted.sum()), 1))
+
     @property
     def claims(self) -> int:
         """Blocks that are being written now."""

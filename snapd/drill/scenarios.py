@@ -17,7 +17,7 @@ import numpy as np
 
 from snapd.drill.audit import Auditor, rejected_blocks
 from snapd.drill.clock import TraceClock
-from snapd.drill.content import I64, U32, Bools, block_keys
+from snapd.drill.content import I64, U32, block_keys
 from snapd.drill.inject import Damage
 from snapd.drill.ledger import Ledger
 from snapd.drill.load import LoadSpec, SharedState
@@ -177,7 +177,7 @@ class Scenario:
         self._wait(lambda: state.ledger.claims == 0, "the clients to notice", QUIET_SECONDS)
         surviving = self._look()
         evicted = self._names.marked(evicted_keys(site.event_log))
-        undurable = _undurable_ratio(state.ledger, surviving, evicted)
+        undurable = state.ledger.undurable_ratio(surviving, evicted)
         state.ledger.restart(surviving)
         if self._plan.inject and self._name != "cold":
             self._damage.survivors(in_memory=self._name == "shm")
@@ -314,12 +314,3 @@ def _running(process: Process | None, name: str) -> Process:
         raise DrillError(f"the {name} does not run")
     process.check_alive()
     return process
-
-
-def _undurable_ratio(ledger: Ledger, surviving: U32, evicted: Bools) -> float:
-    """Of the blocks that the store has acknowledged, those that did not survive as they are; what
-    it evicted, and nobody put again, it did not have any more."""
-    live = ledger.live() & ~(evicted & (surviving == 0))
-    if not live.any():
-        return 0.0
-    return float((live & (surviving != ledger.acknowledged())).sum() / live.sum())

@@ -162,3 +162,27 @@ def test_the_ledger_is_shared_through_its_file(tmp_path: Path) -> None:
     version = put(mine)
     assert version_of(theirs) == version
     assert len(theirs) == 4
+
+
+def test_what_did_not_survive_is_a_part_of_what_was_acknowledged(ledger: Ledger) -> None:
+    claim = ledger.begin_put(np.arange(4), 1)
+    ledger.finish(claim, np.ones(4, np.bool_))
+    survived = claim.versions.copy()
+    none_evicted = np.zeros(4, np.bool_)
+    assert ledger.undurable_ratio(survived, none_evicted) == 0
+    survived[0] = 0
+    assert ledger.undurable_ratio(survived, none_evicted) == 0.25
+    upsert(ledger)
+    assert ledger.undurable_ratio(survived, none_evicted) == 0.5, "an old version is not enough"
+    evicted = np.array([True, False, False, False])
+    assert ledger.undurable_ratio(survived, evicted) == pytest.approx(1 / 3)
+
+
+def test_what_was_under_way_at_the_kill_is_no_loss(ledger: Ledger) -> None:
+    put(ledger)
+    none, gone = np.zeros(4, np.bool_), np.zeros(4, np.uint32)
+    assert ledger.undurable_ratio(gone, none) == 1
+    newer = upsert(ledger, NO)
+    assert ledger.undurable_ratio(np.array([0, newer, 0, 0], np.uint32), none) == 0
+    remove(ledger, NO)
+    assert ledger.undurable_ratio(gone, none) == 0, "its removal may have happened"
