@@ -27,6 +27,8 @@ OUTAGE_REQUESTS = 60
 """Requests replayed beyond the window, because some fire during the outage."""
 AIM_SECONDS = 0.25
 """How long the kill waits, beyond a flush interval, for a put or a flush to be under way."""
+REMOVALS_SECONDS = 0.5
+"""How long the removals before the kill take, generously."""
 CATCH_UPS_MAX = 5
 CATCH_UP_SECONDS = 0.02
 """How often the load is let catch up before the kill, and for how long it then runs at most."""
@@ -102,7 +104,7 @@ def make_plan(
     if speed is None:
         speed = max(lasts / (load_seconds or 1.0), 1e-6)
     # The kill comes later than the middle by its place in the flush interval and by its aim.
-    later = 2 * flush_seconds + AIM_SECONDS + CATCH_UPS_MAX * CATCH_UP_SECONDS
+    later = REMOVALS_SECONDS + 2 * flush_seconds + AIM_SECONDS + CATCH_UPS_MAX * CATCH_UP_SECONDS
     replayed = int(np.searchsorted(trace.times, lasts + speed * later)) + OUTAGE_REQUESTS
     return DrillPlan(
         trace=trace.head(replayed),

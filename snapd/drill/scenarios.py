@@ -72,9 +72,10 @@ class Scenario:
         self._start()
         state.clock.set_speed(plan.speed)
         self._progress("replaying up to the kill")
-        self._wait(lambda: state.clock.now() >= self._kill_moment(), "the kill")
-        self._catch_up()
         auditor = Auditor(self._spec(), state, self._site, self._names)
+        middle = float(plan.trace.times[plan.kill_request])
+        self._wait(lambda: state.clock.now() >= middle, "the kill")
+        self._catch_up()
         kill = self._no_kill() if self._name == "baseline" else self._kill(auditor)
         state.clock.set_speed(plan.speed)
         restored = auditor.existing(kill.surviving)
@@ -131,13 +132,6 @@ class Scenario:
             remove_ratio=plan.remove_ratio,
         )
 
-    def _kill_moment(self) -> float:
-        """Trace seconds: uniform over one flush interval from the middle of the replay."""
-        plan = self._plan
-        share = random.Random(f"kill/{self._name}/{plan.seed}").random()
-        moment = float(plan.trace.times[plan.kill_request])
-        return moment + share * plan.flush_seconds * plan.speed
-
     def _catch_up(self) -> None:
         """Let a load that has fallen behind, on a busy machine, come back to its times: what is
         overdue at the kill would all fall into the outage, in which it was never due."""
@@ -165,6 +159,8 @@ class Scenario:
         """Kill what the scenario kills, look at what survived, and start it again."""
         site, state = self._site, self._state
         auditor.remove_some(self._never_read_again(), self._random)
+        # Uniform over one flush interval, whatever the removals set going.
+        time.sleep(self._random.random() * self._plan.flush_seconds)
         self._aim()
         age = self._snapshot_age()
         killed_at = time.monotonic()
