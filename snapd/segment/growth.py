@@ -24,6 +24,8 @@ IDLE_SHARE = 3.0
 two cores with a daemon that recovers, and nobody needs the whole data area yet. Whoever waits for
 memory ends the rest."""
 
+_POPULATE_BYTES = 4 * 2**20
+
 
 class DataGrowth:
     """Allocates what is missing. Killed in the middle, the next start goes on from there."""
@@ -75,6 +77,12 @@ class DataGrowth:
 
     def _run(self) -> None:
         geometry = self._segment.geometry
+        # Slots, index and keys first: all of them are touched when a daemon registers its blocks.
+        for offset in range(0, geometry.data_offset, _POPULATE_BYTES):
+            if self._stopping:
+                return
+            length = min(_POPULATE_BYTES, geometry.data_offset - offset)
+            self._segment.mapping.populate(offset, length)
         while self._allocated < geometry.data_bytes and not self._stopping:
             count = min(CHUNK_BYTES, geometry.data_bytes - self._allocated)
             began = time.monotonic()

@@ -22,6 +22,7 @@ from snapd.formats.segment import (
     Slots,
     decode_state,
 )
+from snapd.segment.pages import populate
 
 
 class SegmentMapping:
@@ -54,9 +55,9 @@ class SegmentMapping:
         """The header's mutable part as it is now. Raises CorruptError if no copy is valid."""
         return decode_state(self.header.tobytes())
 
-    def advise(self, advice: int, offset: int, length: int) -> None:
-        """`madvise` on page-aligned bytes of the file. Raises OSError where unsupported."""
-        self._memory.madvise(advice, offset, length)
+    def populate(self, offset: int, length: int) -> None:
+        """Fill the page table for page-aligned bytes of the file."""
+        populate(self.header.ctypes.data + offset, length)
 
     def keys_of(self, slots: Slots) -> KeyColumn:
         """The keys of these records. Raises CorruptError if one lies outside the key heap."""
