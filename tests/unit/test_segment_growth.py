@@ -28,6 +28,7 @@ class WithoutMemory:
     def __init__(self, segment: Segment) -> None:
         self.path = segment.path
         self.geometry = segment.geometry
+        self.mapping = segment.mapping
         self.data_allocated_bytes = 1 << 20
         self.descriptor = os.open("/dev/full", os.O_RDWR)
 
