@@ -28,6 +28,7 @@ from snapd.blocks import Pin
 from snapd.blocks.index import BUCKET_ENTRIES, bucket_count
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.errors import CorruptError, NewerFormatError, SegmentError
+from snapd.formats.layout import RecordField, record_dtype
 
 U32 = npt.NDArray[np.uint32]
 Slots = npt.NDArray[np.void]
@@ -53,94 +54,75 @@ WRITER_LOCK_BASE = 1 << 60
 """Byte `WRITER_LOCK_BASE + writer` of the file is a writer's lock; it lies beyond any file end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One field of a record: name, NumPy type, meaning (`docs/format.md` is made of these)."""
-
-    name: str
-    type: str
-    description: str
-
-
-def _record(record_fields: tuple[Field, ...], size_bytes: int) -> np.dtype[np.void]:
-    """A packed dtype of these fields, which must add up to `size_bytes` and be aligned."""
-    dtype = np.dtype([(f.name, *_typed(f.type)) for f in record_fields])
-    if dtype.itemsize != size_bytes:
-        raise AssertionError(f"record is {dtype.itemsize} bytes, not {size_bytes}")
-    for name, (kind, offset, *_) in (dtype.fields or {}).items():
-        if offset % kind.base.itemsize:
-            raise AssertionError(f"field {name} at {offset} is not aligned")
-    return dtype
-
-
-def _typed(name: str) -> tuple[Any, ...]:
-    """("<u8",) for "<u8"; ("u1", (16,)) for "16u1"."""
-    return ("u1", (int(name[:-2]),)) if name.endswith("u1") and name != "u1" else (name,)
-
-
 PREAMBLE_FIELDS = (
-    Field("magic", "<u8", "SNPDSGT1; the same in every version"),
-    Field("layout_version", "<u4", "version of everything after these 16 bytes"),
-    Field("preamble_checksum", "<u4", "low half of XXH3-64 of the 12 bytes before"),
+    RecordField("magic", "<u8", "SNPDSGT1; the same in every version"),
+    RecordField("layout_version", "<u4", "version of everything after these 16 bytes"),
+    RecordField("preamble_checksum", "<u4", "low half of XXH3-64 of the 12 bytes before"),
 )
 """The first 16 bytes, which no later version changes: they tell a newer layout from a bad one."""
 
 GEOMETRY_FIELDS = (
-    Field("segment_id", "16u1", "random, made with the segment: the incarnation of its blocks"),
-    Field("slot_count", "<u8", "slots in the table"),
-    Field("slots_offset", "<u8", "bytes from the start of the file"),
-    Field("heat_offset", "<u8", "bytes from the start of the file"),
-    Field("index_offset", "<u8", "key index entries: uint64 [buckets, 8]"),
-    Field("index_buckets", "<u8", "buckets of the key index, a power of two"),
-    Field("displaced_offset", "<u8", "displaced counts: uint32 [buckets]"),
-    Field("key_heap_offset", "<u8", "bytes from the start of the file"),
-    Field("key_heap_bytes", "<u8", "bytes, in units of 32"),
-    Field("data_offset", "<u8", "bytes from the start of the file"),
-    Field("data_bytes", "<u8", "bytes, in units of 4096"),
-    Field("file_bytes", "<u8", "length of the file"),
-    Field("writer_lock_base", "<u8", "file byte of the lock of writer 0"),
+    RecordField(
+        "segment_id", "16u1", "random, made with the segment: the incarnation of its blocks"
+    ),
+    RecordField("slot_count", "<u8", "slots in the table"),
+    RecordField("slots_offset", "<u8", "bytes from the start of the file"),
+    RecordField("heat_offset", "<u8", "bytes from the start of the file"),
+    RecordField("index_offset", "<u8", "key index entries: uint64 [buckets, 8]"),
+    RecordField("index_buckets", "<u8", "buckets of the key index, a power of two"),
+    RecordField("displaced_offset", "<u8", "displaced counts: uint32 [buckets]"),
+    RecordField("key_heap_offset", "<u8", "bytes from the start of the file"),
+    RecordField("key_heap_bytes", "<u8", "bytes, in units of 32"),
+    RecordField("data_offset", "<u8", "bytes from the start of the file"),
+    RecordField("data_bytes", "<u8", "bytes, in units of 4096"),
+    RecordField("file_bytes", "<u8", "length of the file"),
+    RecordField("writer_lock_base", "<u8", "file byte of the lock of writer 0"),
 )
 """What does not change during a segment's life."""
 
 HEADER_FIELDS = (
     *PREAMBLE_FIELDS,
     *GEOMETRY_FIELDS,
-    Field("checksum", "<u8", "XXH3-64 of all bytes before"),
+    RecordField("checksum", "<u8", "XXH3-64 of all bytes before"),
 )
-HEADER_DTYPE = _record(HEADER_FIELDS, 136)
+HEADER_DTYPE = record_dtype(HEADER_FIELDS, 136)
 
 STATE_FIELDS = (
-    Field(
+    RecordField(
         "generation", "<u8", "rises with every change; the valid copy with the higher one counts"
     ),
-    Field("sequence_ceiling", "<u8", "every sequence handed out so far is below this"),
-    Field("data_allocated_bytes", "<u8", "so much of the data area has memory behind it"),
-    Field("boot_id", "16u1", "random, of the store process that wrote this: one life of it"),
-    Field("epoch", "<u4", "number of remove-alls; slots of lower epochs are dead"),
-    Field("writer_ceiling", "<u4", "every writer number handed out so far is below this"),
-    Field("reserved", "<u8", "zero"),
-    Field("checksum", "<u8", "XXH3-64 of all bytes before"),
+    RecordField("sequence_ceiling", "<u8", "every sequence handed out so far is below this"),
+    RecordField("data_allocated_bytes", "<u8", "so much of the data area has memory behind it"),
+    RecordField("boot_id", "16u1", "random, of the store process that wrote this: one life of it"),
+    RecordField("epoch", "<u4", "number of remove-alls; slots of lower epochs are dead"),
+    RecordField("writer_ceiling", "<u4", "every writer number handed out so far is below this"),
+    RecordField("reserved", "<u8", "zero"),
+    RecordField("checksum", "<u8", "XXH3-64 of all bytes before"),
 )
-STATE_DTYPE = _record(STATE_FIELDS, 64)
+STATE_DTYPE = record_dtype(STATE_FIELDS, 64)
 
 SLOT_FIELDS = (
-    Field("sequence", "<u8", "version of the block; rises over the segment's life, never reused"),
-    Field("key_hash", "<u8", "XXH3-64 of the key: an index, never a proof"),
-    Field("size", "<u8", "bytes of the block"),
-    Field("checksum", "<u8", "XXH3-64 of the block's bytes; 0 while it is being written"),
-    Field("extent", "<u4", "start in the data area, in units of 4096 bytes (0 when cold)"),
-    Field("key_offset", "<u4", "start in the key heap, in units of 32 bytes"),
-    Field("epoch", "<u4", "epoch that the block belongs to"),
-    Field("group", "<u4", "group of the block; 0 is none"),
-    Field("writer", "<u4", "writer that reserved the slot"),
-    Field("key_length", "<u2", "bytes of the key, 1 to 1024"),
-    Field("fingerprint", "<u2", "row of the fingerprint table; 0 is unlabelled"),
-    Field("state", "u1", "0 free, 1 writing, 2 published, 3 cold, 4 removed"),
-    Field("pin", "u1", "0 none, 1 soft, 2 hard"),
-    Field("reserved", "<u2", "zero"),
-    Field("slot_checksum", "<u4", "multilinear hash of the 60 bytes before (`slot_checksums`)"),
+    RecordField(
+        "sequence", "<u8", "version of the block; rises over the segment's life, never reused"
+    ),
+    RecordField("key_hash", "<u8", "XXH3-64 of the key: an index, never a proof"),
+    RecordField("size", "<u8", "bytes of the block"),
+    RecordField("checksum", "<u8", "XXH3-64 of the block's bytes; 0 while it is being written"),
+    RecordField("extent", "<u4", "start in the data area, in units of 4096 bytes (0 when cold)"),
+    RecordField("key_offset", "<u4", "start in the key heap, in units of 32 bytes"),
+    RecordField("epoch", "<u4", "epoch that the block belongs to"),
+    RecordField("group", "<u4", "group of the block; 0 is none"),
+    RecordField("writer", "<u4", "writer that reserved the slot"),
+    RecordField("key_length", "<u2", "bytes of the key, 1 to 1024"),
+    RecordField("fingerprint", "<u2", "row of the fingerprint table; 0 is unlabelled"),
+    RecordField("state", "u1", "0 free, 1 writing, 2 published, 3 cold, 4 removed"),
+    RecordField("pin", "u1", "0 none, 1 soft, 2 hard"),
+    RecordField("reserved", "<u2", "zero"),
+    RecordField(
+        "slot_checksum", "<u4", "multilinear hash of the 60 bytes before (`slot_checksums`)"
+    ),
 )
-SLOT_DTYPE = _record(SLOT_FIELDS, 64)
+SLOT_DTYPE = record_dtype(SLOT_FIELDS, 64)
 SLOT_WORDS = 8
 SLOT_SEQUENCE_WORD = 0
 SLOT_CHECKSUM_WORD = 3
@@ -148,11 +130,11 @@ SLOT_SEAL_WORD = 7
 """The 8 bytes with state, pin and slot checksum, stored last and at once."""
 
 HEAT_FIELDS = (
-    Field("access_count", "<f4", "reads, decayed to the time in last_access"),
-    Field("last_access", "<u4", "seconds since 1970-01-01 UTC of the last read or put"),
-    Field("parent", "<u8", "key hash of the page before this one in its chain; 0 if unknown"),
+    RecordField("access_count", "<f4", "reads, decayed to the time in last_access"),
+    RecordField("last_access", "<u4", "seconds since 1970-01-01 UTC of the last read or put"),
+    RecordField("parent", "<u8", "key hash of the page before this one in its chain; 0 if unknown"),
 )
-HEAT_DTYPE = _record(HEAT_FIELDS, 16)
+HEAT_DTYPE = record_dtype(HEAT_FIELDS, 16)
 """Advisory and without a checksum: a wrong value costs an order, never a byte."""
 
 if SLOT_DTYPE.fields is None or SLOT_DTYPE.fields["state"][1] != 8 * SLOT_SEAL_WORD:
