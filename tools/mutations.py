@@ -27,7 +27,8 @@ TEST_FAILURES = 1
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """One check taken out. `removes` says in words what is lost; `test` is a pytest node id."""
+    """One check taken out. `removes` says in words what is lost; `test` is a pytest node id;
+    `faults` names the classes of `tests/support/fault_ledger.py` that it stands for."""
 
     name: str
     removes: str
@@ -35,6 +36,7 @@ class Mutation:
     find: str
     replace: str
     test: str
+    faults: tuple[str, ...] = ()
 
 
 def load_mutations(path: Path) -> list[Mutation]:

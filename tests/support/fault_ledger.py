@@ -58,3 +58,13 @@ def note(fault: FaultClass, name: str, *, violated: bool) -> None:
         line = "\t".join((fault.name, "VIOLATION" if violated else "ok", " ".join(name.split())))
         with (Path(directory) / f"{os.getpid()}.cases").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def figure(name: str, value: float) -> None:
+    """Add to a number that the document tells beside the table: executions, seconds, kills.
+
+    Figures of one name are added up over all processes."""
+    directory = os.environ.get(VARIABLE)
+    if directory:
+        with (Path(directory) / f"{os.getpid()}.figures").open("a", encoding="utf-8") as file:
+            file.write(f"{name}\t{value}\n")
