@@ -19,13 +19,11 @@ from pathlib import Path
 from typing_extensions import Buffer
 
 from snapd.disk.names import split_name
-from snapd.disk.port import DISK_ALIGNMENT, DiskUsage
+from snapd.disk.port import DiskUsage
+from snapd.disk.transfer import read_whole, write_whole
 from snapd.errors import DiskError, LockHeldError
 
 _log = logging.getLogger(__name__)
-
-_VECTORS_MAX = 1024
-"""Buffers in one system call (IOV_MAX on Linux)."""
 
 _FILE_MODE, _DIRECTORY_MODE = 0o600, 0o700
 _BASE_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -207,26 +205,18 @@ class PosixFile:
         """Write all buffers at `offset`, whole."""
         self._check()
         try:
-            for group in _groups(buffers):
-                offset = self._write_group(group, offset)
+            write_whole(self._pwritev, buffers, offset, direct=self.direct)
         except OSError as error:
             raise self._poisoned("write", error) from error
 
     def read(self, buffers: Sequence[Buffer], offset: int) -> int:
         """Fill the buffers from `offset`; fewer bytes only at the end of the file."""
         self._check()
-        done = 0
         try:
-            for group in _groups(buffers):
-                wanted = sum(view.nbytes for view in group)
-                got = self._read_group(group, offset + done)
-                done += got
-                if got < wanted:
-                    break
+            return read_whole(self._preadv, buffers, offset, direct=self.direct, size=self.size)
         except OSError as error:
             # A failed read says nothing about what was written: no poison.
             raise self._failure("read", error) from error
-        return done
 
     def sync(self) -> None:
         """fsync; a failure poisons, because the kernel may have dropped the dirty pages."""
@@ -250,25 +240,11 @@ class PosixFile:
         if descriptor >= 0:
             os.close(descriptor)
 
-    def _write_group(self, group: list[memoryview], offset: int) -> int:
-        while group:
-            written = os.pwritev(self._descriptor, group, offset)
-            if written == 0:
-                raise OSError(errno.EIO, "no progress")
-            offset += written
-            group = _advance(group, written)
-        return offset
+    def _pwritev(self, group: list[memoryview], offset: int) -> int:
+        return os.pwritev(self._descriptor, group, offset)
 
-    def _read_group(self, group: list[memoryview], offset: int) -> int:
-        done = 0
-        while group:
-            got = os.preadv(self._descriptor, group, offset + done)
-            done += got
-            # Direct I/O stops unaligned only at the end, and cannot go on from there.
-            if got == 0 or (self.direct and got % DISK_ALIGNMENT):
-                break
-            group = _advance(group, got)
-        return done
+    def _preadv(self, group: list[memoryview], offset: int) -> int:
+        return os.preadv(self._descriptor, group, offset)
 
     def _check(self) -> None:
         if self._descriptor < 0:
@@ -296,21 +272,3 @@ class PosixLock:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
-
-
-def _groups(buffers: Sequence[Buffer]) -> Iterator[list[memoryview]]:
-    """The buffers as byte views, in lists that one system call takes; empty ones left out."""
-    for first in range(0, len(buffers), _VECTORS_MAX):
-        views = [memoryview(buffer).cast("B") for buffer in buffers[first : first + _VECTORS_MAX]]
-        filled = [view for view in views if view.nbytes]
-        if filled:
-            yield filled
-
-
-def _advance(group: list[memoryview], count: int) -> list[memoryview]:
-    """What is left of `group` after its first `count` bytes."""
-    for at, view in enumerate(group):
-        if count < view.nbytes:
-            return [view[count:], *group[at + 1 :]]
-        count -= view.nbytes
-    return []

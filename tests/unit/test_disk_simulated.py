@@ -48,7 +48,7 @@ def test_unsynced_writes_are_kept_lost_torn_and_reordered() -> None:
     assert any(one.endswith(b"c") and one.startswith(b"a") for one in outcomes)
 
 
-def test_unsynced_names_may_vanish_and_a_rename_is_one_step() -> None:
+def test_unsynced_names_may_vanish_and_the_target_of_a_rename_is_old_or_new() -> None:
     outcomes = set()
     for seed in SEEDS:
         disk = SimulatedDisk(seed)
@@ -62,6 +62,7 @@ def test_unsynced_names_may_vanish_and_a_rename_is_one_step() -> None:
         (("old",), b"old"),
         (("old",), b"new"),
         (("new", "old"), b"old"),
+        (("new", "old"), b"new"),
     }
 
 
