@@ -103,9 +103,10 @@ def measure(path: Path) -> dict[str, float]:
     result["peak_resident_after_commit_mb"] = anonymous_bytes()[1] / 1e6
 
     heat = np.random.default_rng(3).random(recovery.blocks, np.float32)
-    result["manifest_bytes_of_random_heat"] = repository.commit(heat).file_bytes
+    repository.catalog.set_heat(repository.catalog.live_rows(), heat)
+    result["manifest_bytes_of_random_heat"] = repository.commit().file_bytes
 
-    size = int(repository.catalog.table.size.max())
+    size = int(repository.catalog.column("size", repository.catalog.rows()).max())
     batch = min(BATCH, WINDOW_BYTES // size)
     memory = memoryview(mmap.mmap(-1, batch * size))
     memory[:] = bytes(batch * size)

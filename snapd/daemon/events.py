@@ -142,7 +142,7 @@ class EventsWorker:
             catalog = self._repository.catalog
             restorable = np.unique(rows[rows >= 0])
             catalog.set_live(restorable, live=True)
-            restorable = restorable[catalog.live[restorable]]
+            restorable = restorable[catalog.is_live(restorable)]
             if len(restorable):
                 self._with_sink(
                     session,
@@ -164,10 +164,10 @@ class EventsWorker:
         unknown = np.flatnonzero(rows < 0)
         keys = batch.keys.take(at[unknown])
         found = self._repository.catalog.find(keys, keys.hashes())
-        table = self._repository.catalog.table
+        column = self._repository.catalog.column
         known = np.flatnonzero(found >= 0)
-        same = (table.incarnation[found[known]] == session.ordinal) & (
-            table.sequence[found[known]] == sequences[unknown[known]]
+        same = (column("incarnation", found[known]) == session.ordinal) & (
+            column("sequence", found[known]) == sequences[unknown[known]]
         )
         rows[unknown[known[same]]] = found[known[same]]
         return rows

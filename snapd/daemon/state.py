@@ -175,7 +175,7 @@ class DaemonState:
             document["recovered_blocks"] = self.recovery.blocks
             document["recovered_after_seconds"] = self.recovered_after_seconds
             document["ready_after_seconds"] = self.ready_after_seconds
-            document["blocks"] = int(self.repository.catalog.live.sum())
+            document["blocks"] = self.repository.catalog.live_totals()[0]
             document["bytes"] = self.repository.bytes_used
         return document
 

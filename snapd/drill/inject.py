@@ -82,7 +82,7 @@ def flip_in_pack(
     opened = Repository.open(disk, read_only=True)
     try:
         opened.recover()
-        live = opened.catalog.take(opened.catalog.live)
+        live = opened.catalog.take(opened.catalog.live_rows())
     finally:
         opened.close()
         disk.close()

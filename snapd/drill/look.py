@@ -85,7 +85,7 @@ def repository_versions(repository: Path, names: BlockNames, block_bytes: int) -
     opened = Repository.open(disk, read_only=True)
     try:
         opened.recover()
-        rows = np.flatnonzero(opened.catalog.live)
+        rows = opened.catalog.live_rows()
         numbers = names.numbers(opened.catalog.take(rows).keys)
         rows, numbers = rows[numbers >= 0], numbers[numbers >= 0]
         for first in range(0, len(rows), LOOK_BLOCKS):

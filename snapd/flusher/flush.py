@@ -28,7 +28,7 @@ from snapd.config import event
 from snapd.plans import diff_scan, hottest_first, windows
 from snapd.plans.diff import same_bytes
 from snapd.plans.residency import REJECTED
-from snapd.repository import PackWriter, Repository, RowState
+from snapd.repository import PackWriter, Repository
 
 _DESCRIBE_SLOTS = 16_384
 """Slots described at a time: bounds the memory of a flush of very many small blocks."""
@@ -104,7 +104,8 @@ class Flush:
         residency, catalog = self.session.residency, self.repository.catalog
         with residency.lock:
             scan = self.source.scan()
-            change = diff_scan(scan.sequence, residency.sequence, residency.row, catalog.live)
+            live = catalog.is_live(residency.row)
+            change = diff_scan(scan.sequence, residency.sequence, residency.row, live)
             if self._counts(scan):
                 rows = residency.row[change.gone]
                 catalog.set_live(rows[rows >= 0], live=False)
@@ -159,11 +160,11 @@ class Flush:
         same = same_bytes(
             table.size[at],
             table.checksum[at],
-            catalog.table.size[rows],
-            catalog.table.checksum[rows],
+            catalog.column("size", rows),
+            catalog.column("checksum", rows),
         )
         at, rows = at[same], rows[same]
-        was_live = catalog.state[rows] == RowState.LIVE
+        was_live = catalog.is_live(rows)
         live = catalog.set_live(rows, live=True)
         self.result.revived.append(rows[live & ~was_live])
         self._settle(table, at[live], rows[live])
@@ -250,7 +251,6 @@ class Flush:
             return
         with session.residency.lock:
             refused = np.concatenate([np.empty(0, np.int64), *session.refused])
-            held = session.residency.held(len(self.repository.catalog))
-            self.repository.catalog.set_live(refused[~held[refused]], live=False)
+            self.repository.catalog.set_live(session.residency.not_held(refused), live=False)
             session.refused.clear()
             session.settled.set()

@@ -15,7 +15,6 @@ import numpy as np
 from snapd.attach.backoff import Backoff
 from snapd.attach.port import Source
 from snapd.attach.session import Link, Session
-from snapd.blocks.keys import Bools
 from snapd.config import Settings, event
 from snapd.errors import DiskError, IntegrityError, SnapdError
 from snapd.flusher.flush import Flush, FlushResult
@@ -109,8 +108,6 @@ class Flusher:
         self._flush_at = now
         self._snapshot_at = now + settings.snapshot_interval_sec
         self._written_bytes = 0
-        self._committed: Bools = np.zeros(0, np.bool_)
-        """Which rows the newest manifest has live. At first nobody knows: none."""
         self._commit_seconds = 0.0
         self.last_flush = FlushResult()
         self.last_snapshot: SnapshotReport | None = None
@@ -234,8 +231,7 @@ class Flusher:
         """A block whose bytes an older pack has is durable only once a manifest says that it is
         live again. If the newest one does not, the next must not wait for its interval."""
         rows = np.concatenate([np.empty(0, np.int64), *result.revived])
-        known = rows[rows < len(self._committed)]
-        if len(known) < len(rows) or not self._committed[known].all():
+        if not self._repository.catalog.is_committed(rows).all():
             self._awaits_manifest = True
             soon = now + max(self._settings.flush_sec, _COMMITS_SHARE * self._commit_seconds)
             self._snapshot_at = min(self._snapshot_at, soon)
@@ -270,11 +266,9 @@ class Flusher:
         source = self._source_of(session) if session is not None else None
         if self._heat is None:
             self._heat = HeatBook(self._repository.catalog)
-        heat = self._heat.update(session, source)
+        self._heat.update(session, source)
         settled = session is not None and session.settled.is_set() and not session.lost.is_set()
-        live = self._repository.catalog.live
-        summary = self._repository.commit(heat, prune=settled)
-        self._committed = live
+        summary = self._repository.commit(prune=settled)
         self._awaits_manifest = False
         self._durable_until = self._flushed_until
         seconds = time.monotonic() - started

@@ -8,8 +8,7 @@ import numpy as np
 
 from snapd.attach.port import Source
 from snapd.attach.session import Session
-from snapd.blocks.table import F32
-from snapd.plans import decay
+from snapd.plans import cooling
 from snapd.repository import Catalog
 
 _ROWS_AT_A_TIME = 1 << 18
@@ -22,24 +21,19 @@ class HeatBook:
         self._catalog = catalog
         self._updated = time.monotonic()
 
-    def update(self, session: Session | None, source: Source | None) -> F32:
-        """Bring the catalog up to date; returns its heat, float32 [rows]."""
+    def update(self, session: Session | None, source: Source | None) -> None:
+        """Bring the catalog up to date."""
         now = time.monotonic()
-        heat = decay(self._catalog.table.heat, now - self._updated)
+        self._catalog.cool(cooling(now - self._updated))
         self._updated = now
-        if session is not None and source is not None:
-            residency = session.residency
-            with residency.lock:
-                slots = np.flatnonzero(
-                    (residency.sequence != 0) & ~residency.cold & (residency.row >= 0)
-                )
-                rows = residency.row[slots]
-            for at in range(0, len(slots), _ROWS_AT_A_TIME):
-                part = slots[at : at + _ROWS_AT_A_TIME]
-                into = rows[at : at + _ROWS_AT_A_TIME]
-                known = into < len(heat)
-                heat[into[known]] = source.heat(part[known])
-        for at in range(0, len(heat), _ROWS_AT_A_TIME):
-            some = np.arange(at, min(at + _ROWS_AT_A_TIME, len(heat)))
-            self._catalog.set_heat(some, heat[some])
-        return heat
+        if session is None or source is None:
+            return
+        residency = session.residency
+        with residency.lock:
+            slots = np.flatnonzero(
+                (residency.sequence != 0) & ~residency.cold & (residency.row >= 0)
+            )
+            rows = residency.row[slots]
+        for at in range(0, len(slots), _ROWS_AT_A_TIME):
+            part = slice(at, at + _ROWS_AT_A_TIME)
+            self._catalog.set_heat(rows[part], source.heat(slots[part]))

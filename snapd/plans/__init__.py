@@ -1,7 +1,7 @@
 """Pure decisions over tables: what to write, in which order to load, which reads to merge."""
 
 from snapd.plans.diff import ScanDiff, diff_scan, same_bytes
-from snapd.plans.heat import decay, heat_from_reads, lift_parents, parent_rows, quantise
+from snapd.plans.heat import cooling, decay, heat_from_reads, lift_parents, parent_rows, quantise
 from snapd.plans.merge import ReadRuns, merge_reads
 from snapd.plans.order import chains_hottest_first, hottest_first, stretches_hottest_first
 from snapd.plans.pace import TokenBucket
@@ -12,6 +12,7 @@ __all__ = [
     "ScanDiff",
     "TokenBucket",
     "chains_hottest_first",
+    "cooling",
     "decay",
     "diff_scan",
     "heat_from_reads",

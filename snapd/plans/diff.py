@@ -30,9 +30,10 @@ def diff_scan(scan: U64, settled: U64, row: I64, live: Bools) -> ScanDiff:
     """Compare a scan with what was settled before.
 
     `scan` and `settled` are uint64 [slots]; `row` int64 [slots] is the catalog row that holds the
-    settled version (-1: none, it was rejected) and `live` bool [rows] tells which rows a snapshot
-    would name. A version whose row has died meanwhile (it matched an older copy of its key, whose
-    removal was learned of later) is new again: it must be written under its own sequence.
+    settled version (-1: none, it was rejected) and `live` bool [slots] tells whether a snapshot
+    would name that row. A version whose row has died meanwhile (it matched an older copy of its
+    key, whose removal was learned of later) is new again: it must be written under its own
+    sequence.
     """
     new: list[I64] = [np.empty(0, np.int64)]
     gone: list[I64] = [np.empty(0, np.int64)]
@@ -40,9 +41,7 @@ def diff_scan(scan: U64, settled: U64, row: I64, live: Bools) -> ScanDiff:
         part = slice(at, at + _SLOTS_AT_A_TIME)
         published = scan[part] != 0
         same = scan[part] == settled[part]
-        lapsed = np.zeros(len(same), np.bool_)
-        held = np.flatnonzero(same & published & (row[part] >= 0))
-        lapsed[held] = ~live[row[part][held]]
+        lapsed = (row[part] >= 0) & ~live[part]
         new.append(np.flatnonzero(published & (~same | lapsed)) + at)
         gone.append(np.flatnonzero((settled[part] != 0) & ~same) + at)
     return ScanDiff(np.concatenate(new), np.concatenate(gone))

@@ -26,9 +26,13 @@ _STEPS_AN_OCTAVE = 8
 
 def decay(heat: F32, elapsed_seconds: float, half_life_seconds: float = HALF_LIFE_SECONDS) -> F32:
     """Heat, float32 [n], after `elapsed_seconds` in which nothing was read."""
-    factor = 2.0 ** (-max(0.0, elapsed_seconds) / half_life_seconds)
-    cooled: F32 = heat * np.float32(factor)
+    cooled: F32 = heat * np.float32(cooling(elapsed_seconds, half_life_seconds))
     return cooled
+
+
+def cooling(elapsed_seconds: float, half_life_seconds: float = HALF_LIFE_SECONDS) -> float:
+    """What heat is multiplied by after `elapsed_seconds` in which nothing was read."""
+    return float(2.0 ** (-max(0.0, elapsed_seconds) / half_life_seconds))
 
 
 def heat_from_reads(

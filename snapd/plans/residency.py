@@ -60,11 +60,15 @@ class Residency:
         rows[inside] = np.where(self.sequence[at] == sequences[inside], self.row[at], REJECTED)
         return rows
 
-    def held(self, rows_total: int) -> Bools:
-        """Which rows some slot holds, resident or cold, bool [rows_total]."""
-        result = np.zeros(rows_total, np.bool_)
-        result[self.row[(self.sequence != 0) & (self.row >= 0)]] = True
-        return result
+    def held_rows(self) -> I64:
+        """Rows that some slot holds, resident or cold, int64."""
+        rows: I64 = self.row[(self.sequence != 0) & (self.row >= 0)]
+        return rows
+
+    def not_held(self, rows: I64) -> I64:
+        """Those of `rows` that no slot holds, int64, in their order."""
+        held = self.held_rows()
+        return rows[np.isin(rows, held, invert=True)] if len(held) else rows
 
     def cold_slots(self) -> I64:
         """Slots of cold blocks with a row, int64, ascending."""

@@ -1,23 +1,28 @@
-"""`Catalog`: every block version in every pack, as one growing table with an index by key."""
+"""`Catalog`: every block version in every pack, by a row number for life, with an index by key."""
 
 from __future__ import annotations
 
 import threading
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from snapd.blocks import BlockTable, HashIndex, KeyColumn, is_newer
 from snapd.blocks.keys import I64, U8, U64, Bools
-from snapd.blocks.table import DTYPES, F32
+from snapd.blocks.table import F32
 from snapd.formats.removals import Removals
+from snapd.repository.columns import Column, RowColumns
+from snapd.repository.numbers import GONE
 
-_ABSENT = frozenset({"slot", "slot_sequence", "offset"})
-"""Columns of a listing of a segment: a catalog holds none, so they cost no memory."""
+SHRINK_ROWS_MIN = 4096
+"""Forgotten rows below which it is not worth the copying to take them out."""
 _CAPACITY_MIN = 1024
-Column = npt.NDArray[Any]
+_INDEXED_ROWS = 1 << 18
+"""Entries put into an index at a time, which bounds the memory of temporary columns."""
+
+Rows = I64 | slice
+"""Row numbers, int64 [n], or a stretch of them."""
 
 
 class RowState(IntEnum):
@@ -36,6 +41,10 @@ class RowState(IntEnum):
     """Its bytes or its pack are gone or bad. Never live again."""
 
 
+_FORGOTTEN = int(RowState.LOST) + 1
+"""State of a row whose pack is deleted and whose memory is not given back yet: lost, to others."""
+
+
 class Added(NamedTuple):
     """What `Catalog.add` did."""
 
@@ -46,73 +55,100 @@ class Added(NamedTuple):
 
 
 class Catalog:
-    """n block versions; a row keeps its number for as long as this object lives.
+    """Block versions by row. A row keeps its number for as long as this object lives, and no other
+    row ever gets it; the memory of a row goes when its pack is deleted.
 
-    One lock, inside, serialises changes and look-ups. The arrays that `table`, `live` and `state`
-    give are views: rows do not move, values in them may change while they are looked at.
+    So who holds a number over a time in which packs may go (a slot's row, a plan to load) can ask
+    about it at any time: a row that is gone reads as `RowState.LOST`, with zeros in its columns and
+    an empty key, and changes to it are passed over. It can be nothing else, and nobody else's.
+
+    One lock, inside, serialises changes and look-ups. `rows` is int64 [n] everywhere, or a slice of
+    rows that follow each other, such as `PackInfo.rows`; what a slice gives is a view, in which
+    values may change while it is looked at.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.epoch = 0
         """Epoch of the repository: rows of earlier ones are removed."""
-        self._rows = 0
-        self._columns: dict[str, Column] = {
-            name: np.empty(0, dtype) for name, dtype in DTYPES.items() if name not in _ABSENT
-        }
-        self._state: U8 = np.empty(0, np.uint8)
-        self._heap: U8 = np.empty(0, np.uint8)
-        self._offsets: I64 = np.zeros(1, np.int64)
+        self.ordinal_last = 0
+        """Highest ordinal of an incarnation that any row ever had, also of rows that are gone."""
+        self._store = RowColumns()
         self._index = HashIndex.allocate(_CAPACITY_MIN)
         self._indexed = 0
-        self._table: BlockTable | None = None
+        self._forgotten = 0
 
     def __len__(self) -> int:
-        return self._rows
+        """Rows in memory, dead ones included."""
+        return len(self._store)
+
+    # --- looking ------------------------------------------------------------------------------
 
     @property
-    def table(self) -> BlockTable:
-        """All rows, dead ones included."""
+    def rows_end(self) -> int:
+        """The number that the next row gets: every row has one below it."""
+        return self._store.numbers.end
+
+    def rows(self) -> I64:
+        """Every row in memory, dead ones included, int64, ascending."""
         with self.lock:
-            if self._table is None:
-                rows = self._rows
-                columns: dict[str, Column] = {
-                    name: np.broadcast_to(np.zeros((), dtype), rows)
-                    if name in _ABSENT
-                    else self._columns[name][:rows]
-                    for name, dtype in DTYPES.items()
-                }
-                keys = KeyColumn(self._heap[: self._offsets[rows]], self._offsets[: rows + 1])
-                self._table = BlockTable(keys=keys, **columns)
-            return self._table
+            return self._store.numbers.numbers(np.arange(len(self._store)))
 
-    @property
-    def state(self) -> U8:
-        """`RowState` of each row, uint8 [n]."""
+    def live_rows(self) -> I64:
+        """Rows that are live, int64, ascending."""
         with self.lock:
-            return self._state[: self._rows]
+            live = self._store.at_places("state") == RowState.LIVE
+            return self._store.numbers.numbers(np.flatnonzero(live))
 
-    @property
-    def live(self) -> Bools:
+    def live_totals(self) -> tuple[int, int]:
+        """How many rows are live, and their sizes in bytes added up."""
+        with self.lock:
+            live = self._store.at_places("state") == RowState.LIVE
+            return int(live.sum()), int(self._store.at_places("size").sum(where=live))
+
+    def column(self, name: str, rows: Rows) -> Column:
+        """A column of `BlockTable` at these rows."""
+        with self.lock:
+            return self._store.get(name, rows)
+
+    def state_of(self, rows: Rows) -> U8:
+        """`RowState` of each row, uint8 [n]; a copy."""
+        with self.lock:
+            raw = self._store.get("state", rows, missing=RowState.LOST)
+            state: U8 = np.minimum(raw, np.uint8(RowState.LOST))
+            return state
+
+    def is_live(self, rows: Rows) -> Bools:
         """Which rows are live, bool [n]; a copy."""
-        result: Bools = self.state == RowState.LIVE
-        return result
+        with self.lock:
+            live: Bools = self._store.get("state", rows, missing=RowState.LOST) == RowState.LIVE
+            return live
 
-    def take(self, rows: I64 | Bools) -> BlockTable:
+    def is_committed(self, rows: Rows) -> Bools:
+        """Which rows the newest manifest has live, as far as `set_committed` said, bool [n]."""
+        with self.lock:
+            committed: Bools = self._store.get("committed", rows)
+            return committed
+
+    def take(self, rows: I64) -> BlockTable:
         """These rows as a table of their own."""
-        return self.table.take(rows)
+        with self.lock:
+            return self._store.take(rows)
 
     def find(self, keys: KeyColumn, hashes: U64) -> I64:
         """The newest row of each key, dead or alive, int64 [n]; -1 where the key is unknown."""
         with self.lock:
-            known = self.table.keys
-            return self._index.find(hashes, lambda query, row: known.equal(row, keys, query))
+            places = self._find(keys, hashes)
+            known = np.flatnonzero(places >= 0)
+            places[known] = self._store.numbers.numbers(places[known])
+            return places
+
+    # --- changing -----------------------------------------------------------------------------
 
     def reserve(self, rows: int, key_bytes: int) -> None:
         """Make room for this many more rows and bytes of keys at once."""
         with self.lock:
-            self._grow_rows(self._rows + rows, exact=True)
-            self._grow_heap(int(self._offsets[self._rows]) + key_bytes, exact=True)
+            self._store.reserve(rows, key_bytes)
             self._grow_index(self._indexed + rows)
 
     def add(self, blocks: BlockTable, live: Bools | None = None) -> Added:
@@ -124,41 +160,40 @@ class Catalog:
         have ended are dead from the start.
         """
         with self.lock:
-            rows = self._append(blocks)
+            first = len(self._store)
+            rows = self._store.append(blocks)
+            if len(blocks):
+                self.ordinal_last = max(self.ordinal_last, int(blocks.incarnation.max()))
             state = np.zeros(len(rows), np.uint8)
             if live is not None:
                 state[~live] = RowState.RETIRED
             newest = newest_versions(blocks)
             state[~newest] = RowState.SUPERSEDED
-            superseded = self._enter(blocks, rows, state, np.flatnonzero(newest), live)
+            superseded = self._enter(blocks, first, state, np.flatnonzero(newest), live)
             state[blocks.epoch < np.uint32(self.epoch)] = RowState.REMOVED
-            self._state[rows] = state
-            return Added(rows, superseded)
+            self._store.at_places("state")[first:] = state
+            return Added(rows, self._store.numbers.numbers(superseded))
 
     def remove(self, removals: Removals) -> I64:
         """Kill every version that the removals cover; returns the rows that were live."""
         with self.lock:
-            found = self.find(removals.keys, removals.key_hash)
+            found = self._find(removals.keys, removals.key_hash)
             known = np.flatnonzero(found >= 0)
-            rows = found[known]
-            table = self.table
+            places = found[known]
+            table = self._store.table
             newer = is_newer(
-                (table.epoch[rows], table.incarnation[rows], table.sequence[rows]),
+                (table.epoch[places], table.incarnation[places], table.sequence[places]),
                 (removals.epoch[known], removals.incarnation[known], removals.sequence[known]),
             )
-            rows = np.unique(rows[~newer])
-            was_live: I64 = rows[self._state[rows] == RowState.LIVE]
-            self._state[rows] = RowState.REMOVED
-            return was_live
+            return self._kill(np.unique(places[~newer]))
 
     def remove_all(self, epoch: int) -> I64:
         """Begin an epoch: every row of an earlier one dies; returns the rows that were live."""
         with self.lock:
             self.epoch = max(self.epoch, epoch)
-            old = np.flatnonzero(self.table.epoch < np.uint32(self.epoch))
-            was_live: I64 = old[self._state[old] == RowState.LIVE]
-            self._state[old] = RowState.REMOVED
-            return was_live
+            state = self._store.at_places("state")
+            old = self._store.at_places("epoch") < np.uint32(self.epoch)
+            return self._kill(np.flatnonzero(old & (state != _FORGOTTEN)))
 
     def set_live(self, rows: I64, live: bool) -> Bools:
         """Evict rows from the live set, or bring evicted ones back; bool [n], which rows are so
@@ -167,48 +202,97 @@ class Catalog:
             (RowState.EVICTED, RowState.LIVE) if live else (RowState.LIVE, RowState.EVICTED)
         )
         with self.lock:
-            change = rows[self._state[rows] == before]
-            self._state[change] = after
-            result: Bools = self._state[rows] == after
+            self._store.put("state", rows[self.state_of(rows) == before], after)
+            result: Bools = self.state_of(rows) == after
             return result
 
     def set_lost(self, rows: I64) -> None:
         """Kill rows whose bytes are gone or bad."""
         with self.lock:
-            self._state[rows] = RowState.LOST
+            forgotten = self._store.get("state", rows, missing=_FORGOTTEN) == _FORGOTTEN
+            self._store.put("state", rows[~forgotten], RowState.LOST)
 
     def set_heat(self, rows: I64, heat: F32) -> None:
         """Set the heat of rows."""
         with self.lock:
-            self._columns["heat"][rows] = heat
+            self._store.put("heat", rows, heat)
+
+    def cool(self, factor: float) -> None:
+        """Multiply the heat of every row."""
+        with self.lock:
+            self._store.at_places("heat")[:] *= np.float32(factor)
+
+    def set_committed(self, rows: I64) -> None:
+        """A manifest is durable that has exactly these rows live."""
+        with self.lock:
+            self._store.at_places("committed")[:] = False
+            self._store.put("committed", rows, 1)
+
+    # --- leaving ------------------------------------------------------------------------------
 
     def forget(self, rows: I64) -> None:
-        """Take rows of a deleted pack out of the index; their numbers stay taken."""
+        """Take rows of a pack that is deleted out of the index: they are lost. Their memory goes
+        with the next `shrink`."""
         with self.lock:
-            self._state[rows] = RowState.LOST
-            self._indexed -= self._index.remove(self.table.key_hash[rows], rows)
+            places = self._store.numbers.places(rows)
+            places = places[places != GONE]
+            state = self._store.at_places("state")
+            self._forgotten += int((state[places] != _FORGOTTEN).sum())
+            state[places] = _FORGOTTEN
+            hashes = self._store.at_places("key_hash")[places]
+            self._indexed -= self._index.remove(hashes, places)
+
+    def shrink(self, rows_min: int = SHRINK_ROWS_MIN) -> int:
+        """Give back the memory of forgotten rows, if they are at least `rows_min` and a quarter of
+        all; returns how many rows went.
+
+        The quarter bounds what this costs: each row is moved at most three times as often as rows
+        leave. One column is copied at a time, so the peak is small.
+        """
+        with self.lock:
+            forgotten = self._forgotten
+            if not forgotten or forgotten < rows_min or 4 * forgotten < len(self):
+                return 0
+            kept = self._store.at_places("state") != _FORGOTTEN
+            self._renumber_index(kept)
+            self._store.keep(kept)
+            self._forgotten = 0
+            return forgotten
 
     # --- inside -------------------------------------------------------------------------------
 
+    def _find(self, keys: KeyColumn, hashes: U64) -> I64:
+        """As `find`, with places instead of rows: the index holds places, which fit 32 bits."""
+        known = self._store.table.keys
+        return self._index.find(hashes, lambda query, place: known.equal(place, keys, query))
+
+    def _kill(self, places: I64) -> I64:
+        """These rows are removed; the numbers of those that were live."""
+        state = self._store.at_places("state")
+        was_live = places[state[places] == RowState.LIVE]
+        state[places] = RowState.REMOVED
+        return self._store.numbers.numbers(was_live)
+
     def _enter(
-        self, blocks: BlockTable, rows: I64, state: U8, newest: I64, live: Bools | None
+        self, blocks: BlockTable, first: int, state: U8, newest: I64, live: Bools | None
     ) -> I64:
-        """Put the newest versions of a table into the index, each against the row that is there.
+        """Put the newest versions of a table, whose rows are at places from `first` on, into the
+        index, each against the row that is there.
 
         Changes `state` [n] of the table's rows and the state of rows that were there; returns the
-        rows that were superseded by a newer version.
+        places of rows that were superseded by a newer version.
         """
         keys = blocks.keys if len(newest) == len(blocks) else blocks.keys.take(newest)
-        old = self.find(keys, blocks.key_hash[newest])
+        old = self._find(keys, blocks.key_hash[newest])
         fresh = newest[old < 0]
         self._grow_index(self._indexed + len(fresh))
-        self._index.insert(blocks.key_hash[fresh], rows[fresh])
+        self._index.insert(blocks.key_hash[fresh], first + fresh)
         self._indexed += len(fresh)
 
         new, old = newest[old >= 0], old[old >= 0]
         if not len(new):
             return old
-        table = self.table
+        table, states = self._store.table, self._store.at_places("state")
         new_version = (blocks.epoch[new], blocks.incarnation[new], blocks.sequence[new])
         old_version = (table.epoch[old], table.incarnation[old], table.sequence[old])
         older = is_newer(old_version, new_version)
@@ -217,55 +301,33 @@ class Catalog:
         copy = ~older & ~newer
         if live is None:
             # A copy is no news about its version: if that was dead, it still is.
-            state[new[copy]] = self._state[old[copy]]
+            state[new[copy]] = states[old[copy]]
         winner = ~older
-        self._state[old[winner]] = RowState.SUPERSEDED
-        self._index.replace(blocks.key_hash[new[winner]], old[winner], rows[new[winner]])
+        states[old[winner]] = RowState.SUPERSEDED
+        self._index.replace(blocks.key_hash[new[winner]], old[winner], first + new[winner])
         return old[newer]
-
-    def _append(self, blocks: BlockTable) -> I64:
-        first, count = self._rows, len(blocks)
-        keys = blocks.keys
-        heap = keys.heap[keys.offsets[0] : keys.offsets[-1]]
-        start = int(self._offsets[first])
-        self._grow_rows(first + count)
-        self._grow_heap(start + len(heap))
-        self._heap[start : start + len(heap)] = heap
-        self._offsets[first : first + count + 1] = keys.offsets - keys.offsets[0] + start
-        for name, column in self._columns.items():
-            column[first : first + count] = getattr(blocks, name)
-        self._state[first : first + count] = RowState.LOST
-        self._rows = first + count
-        self._table = None
-        return np.arange(first, first + count)
-
-    def _grow_rows(self, rows: int, *, exact: bool = False) -> None:
-        capacity = len(self._state)
-        if rows <= capacity:
-            return
-        capacity = rows if exact else max(rows, capacity * 3 // 2, _CAPACITY_MIN)
-        # One column at a time, so that the peak is one column above the sum.
-        for name in self._columns:
-            self._columns[name] = _enlarged(self._columns[name], capacity, self._rows)
-        self._state = _enlarged(self._state, capacity, self._rows)
-        self._offsets = _enlarged(self._offsets, capacity + 1, self._rows + 1)
-        self._table = None
-
-    def _grow_heap(self, key_bytes: int, *, exact: bool = False) -> None:
-        capacity = len(self._heap)
-        if key_bytes > capacity:
-            capacity = key_bytes if exact else max(key_bytes, capacity * 3 // 2)
-            self._heap = _enlarged(self._heap, capacity, int(self._offsets[self._rows]))
-            self._table = None
 
     def _grow_index(self, entries: int) -> None:
         """Keep the index at most half full; entries are put again into one twice the size."""
         if 2 * entries <= self._index.entries.size:
             return
-        numbers, _ = self._index.numbers()
-        size = max(2 * len(numbers), entries)
-        self._index = HashIndex.allocate(size)
-        self._index.insert(self._columns["key_hash"][numbers], numbers)
+        places, _ = self._index.numbers()
+        self._index = HashIndex.allocate(max(2 * len(places), entries))
+        self._insert_again(places)
+
+    def _renumber_index(self, kept: Bools) -> None:
+        """Put all entries again, into an index of the right size, with the places that rows have
+        once only the `kept` ones are left."""
+        places, _ = self._index.numbers()
+        self._index = HashIndex.allocate(max(_CAPACITY_MIN, 3 * len(places) // 2))
+        moved = np.cumsum(kept, dtype=np.int64)
+        self._insert_again(places, moved)
+
+    def _insert_again(self, places: I64, moved: I64 | None = None) -> None:
+        hashes = self._store.at_places("key_hash")
+        for at in range(0, len(places), _INDEXED_ROWS):
+            part = places[at : at + _INDEXED_ROWS]
+            self._index.insert(hashes[part], part if moved is None else moved[part] - 1)
 
 
 def newest_versions(blocks: BlockTable) -> Bools:
@@ -289,11 +351,4 @@ def newest_versions(blocks: BlockTable) -> Bools:
     newest = {blocks.keys[row]: row for row in rows[by_version].tolist()}
     result[rows] = False
     result[list(newest.values())] = True
-    return result
-
-
-def _enlarged(array: Column, capacity: int, used: int) -> Column:
-    """A copy with room for `capacity` items; pages that are not used yet cost no memory."""
-    result = np.empty(capacity, array.dtype)
-    result[:used] = array[:used]
     return result

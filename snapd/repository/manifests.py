@@ -6,7 +6,7 @@ import secrets
 
 import numpy as np
 
-from snapd.blocks.table import F32
+from snapd.blocks.keys import I64, Bools
 from snapd.disk import Disk
 from snapd.errors import CorruptError
 from snapd.formats.manifest import Manifest, ManifestPack, decode_manifest, encode_manifest
@@ -22,44 +22,44 @@ from snapd.formats.sealed import (
 )
 from snapd.repository.files import read_index, write_durably
 from snapd.repository.names import MANIFESTS, manifest_name
-from snapd.repository.state import RepositoryState
+from snapd.repository.state import PackInfo, RepositoryState
 
 
 def make_manifest(
-    state: RepositoryState, heat: F32 | None, *, pack_floor: int, journal_floor: int, now_ns: int
+    state: RepositoryState, *, pack_floor: int, journal_floor: int, now_ns: int
 ) -> Manifest:
     """The manifest of what is live now; the caller holds the catalog's lock.
 
     It names every pack that has live blocks, and every pack above the floor, because recovery
     takes an unnamed pack above the floor for one that was sealed later.
     """
-    live = state.catalog.live
-    packs = [
-        pack
-        for pack in state.packs.values()
-        if pack.sequence > pack_floor or bool(live[pack.rows].any())
-    ]
-    rows = np.concatenate(
-        [np.arange(pack.rows.start, pack.rows.stop) for pack in packs] or [np.empty(0, np.int64)]
-    )
-    mask = live[rows]
-    live_rows = rows[mask]
-    table = state.catalog.table
+    catalog = state.catalog
+    packs: list[PackInfo] = []
+    masks: list[Bools] = [np.empty(0, np.bool_)]
+    rows: list[I64] = [np.empty(0, np.int64)]
+    for pack in state.packs.values():
+        live = catalog.is_live(pack.rows)
+        if pack.sequence > pack_floor or bool(live.any()):
+            packs.append(pack)
+            masks.append(live)
+            rows.append(np.flatnonzero(live) + pack.rows.start)
+    # Pack by pack, not all at once: two writers may seal in another order than they began.
+    live_rows = np.concatenate(rows)
     return Manifest(
         epoch=state.epoch,
         pack_floor=pack_floor,
         pack_last=state.pack_last,
         journal_floor=journal_floor,
         committed_ns=now_ns,
-        bytes=int(table.size[live_rows].sum()),
+        bytes=int(catalog.column("size", live_rows).sum()),
         packs=tuple(
             ManifestPack(
                 pack.sequence, pack.pack_id, pack.index_digest, pack.rows.stop - pack.rows.start
             )
             for pack in packs
         ),
-        live=mask,
-        heat=(table.heat if heat is None else heat)[live_rows],
+        live=np.concatenate(masks),
+        heat=catalog.column("heat", live_rows),
         incarnations=tuple(sorted(state.incarnations.values())),
         fingerprints=dict(state.fingerprints),
     )

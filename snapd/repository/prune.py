@@ -130,18 +130,17 @@ class Pruner:
     def _delete_packs(self, state: RepositoryState, writing: Collection[int]) -> list[PackInfo]:
         needed = frozenset[int]().union(writing, *self._packs_of.values())
         with state.catalog.lock:
-            live = state.catalog.live
             idle = [
                 pack
                 for pack in state.packs.values()
                 if pack.sequence not in needed
                 and pack.sequence <= state.pack_floor
-                and not bool(live[pack.rows].any())
+                and not bool(state.catalog.is_live(pack.rows).any())
             ]
             gone = self._worth_deleting(state, idle)
             if not gone:
                 return []
-            carry = state.catalog.table.take(self._rows_to_carry(state, gone))
+            carry = state.catalog.take(self._rows_to_carry(state, gone))
             epoch = self._epoch_to_keep(state, gone)
             # From here on nobody can bring an evicted row of theirs back to life.
             for pack in gone:
@@ -161,7 +160,7 @@ class Pruner:
         if not idle:
             return []
         rows = self._dead_rows_outside(state, idle)
-        ranked = np.sort(state.catalog.table.key_hash[rows])
+        ranked = np.sort(state.catalog.column("key_hash", rows))
         chosen: list[PackInfo] = []
         for pack in idle:
             hashes = np.unique(self._hashes_in(state, pack))
@@ -178,25 +177,27 @@ class Pruner:
         """
         rows = self._dead_rows_outside(state, gone)
         hashes = np.concatenate([self._hashes_in(state, pack) for pack in gone])
-        found: I64 = rows[np.isin(state.catalog.table.key_hash[rows], hashes)]
+        found: I64 = rows[np.isin(state.catalog.column("key_hash", rows), hashes)]
         return found
 
     def _dead_rows_outside(self, state: RepositoryState, leaving: list[PackInfo]) -> I64:
         """Rows on disk, outside of these packs, that must never come back."""
-        table, dead = state.catalog.table, state.catalog.state
-        on_disk = np.zeros(len(table), np.bool_)
+        catalog = state.catalog
+        gone = {pack.sequence for pack in leaving}
+        found: list[I64] = [np.empty(0, np.int64)]
         for pack in state.packs.values():
-            on_disk[pack.rows] = True
-        for pack in leaving:
-            on_disk[pack.rows] = False
-        never = (dead != RowState.LIVE) & (dead != RowState.EVICTED)
-        # The epoch says enough about versions of earlier ones.
-        rows: I64 = np.flatnonzero(on_disk & never & (table.epoch >= np.uint32(state.epoch)))
-        return rows
+            if pack.sequence in gone:
+                continue
+            dead = catalog.state_of(pack.rows)
+            never = (dead != RowState.LIVE) & (dead != RowState.EVICTED)
+            # The epoch says enough about versions of earlier ones.
+            never &= catalog.column("epoch", pack.rows) >= np.uint32(state.epoch)
+            found.append(np.flatnonzero(never) + pack.rows.start)
+        return np.concatenate(found)
 
     def _hashes_in(self, state: RepositoryState, pack: PackInfo) -> U64:
         """Key hashes of all blocks and removals in a pack."""
-        blocks = state.catalog.table.key_hash[pack.rows]
+        blocks: U64 = state.catalog.column("key_hash", pack.rows)
         if not pack.removals:
             return blocks
         return np.concatenate([blocks, self._hashes_of_removals(state, pack)])

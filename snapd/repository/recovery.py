@@ -89,10 +89,8 @@ def recover_state(disk: Disk, repository_id: bytes, *, use_manifests: bool = Tru
     state.learn_incarnations(journal.incarnations)
     state.catalog.remove_all(journal.epoch)
     state.catalog.remove(journal.removals)
-    live = state.catalog.live
     recovery.journal_findings = list(journal.findings)
-    recovery.blocks = int(live.sum())
-    recovery.bytes = int(state.catalog.table.size[live].sum())
+    recovery.blocks, recovery.bytes = state.catalog.live_totals()
     recovery.packs = len(state.packs)
     recovery.epoch = state.epoch
     if manifest is None and state.packs:
@@ -122,7 +120,7 @@ def enter_pack(
     state.learn_incarnations(index.incarnations)
     state.catalog.remove_all(index.epoch)
     added = state.catalog.add(blocks, live)
-    first = int(added.rows[0]) if len(added.rows) else len(state.catalog)
+    first = int(added.rows[0]) if len(added.rows) else state.catalog.rows_end
     header = sealed.header
     state.packs[header.sequence] = PackInfo(
         sequence=header.sequence,

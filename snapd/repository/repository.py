@@ -11,7 +11,6 @@ from typing_extensions import Buffer
 
 from snapd.blocks import Codec
 from snapd.blocks.keys import I64, Bools
-from snapd.blocks.table import F32
 from snapd.disk import Disk, DiskLock
 from snapd.errors import DiskError, LockHeldError, NothingThereError, RefusedError, SnapdError
 from snapd.formats.manifest import Manifest
@@ -160,8 +159,8 @@ class Repository:
         # A number that a damaged manifest had is not given to another snapshot.
         self._state.generation_last = max(self._state.generation_last, known.generation_last)
         self.catalog.remove_all(known.epoch)
-        recovery.epoch, recovery.blocks = self.epoch, int(self.catalog.live.sum())
-        recovery.bytes = int(self.catalog.table.size[self.catalog.live].sum())
+        recovery.epoch = self.epoch
+        recovery.blocks, recovery.bytes = self.catalog.live_totals()
         recovery.moved_aside = list(self._moved_aside)
         return recovery
 
@@ -251,13 +250,12 @@ class Repository:
         self._check_writable()
         return self._intake.remove(removals, epoch)
 
-    def commit(self, heat: F32 | None = None, *, prune: bool = True) -> ManifestSummary:
+    def commit(self, *, prune: bool = True) -> ManifestSummary:
         """Make a snapshot of what is live: one manifest, read back; then prune, unless `prune` is
         off because a source has not been put back yet.
 
-        `heat` float32 [len(catalog)] replaces what the catalog has. Raises DiskError or
-        CorruptError: the generation before is untouched then and nothing is pruned. A failure to
-        prune is no failure of the snapshot; `ManifestSummary.pruned` says it.
+        Raises DiskError or CorruptError: the generation before is untouched then and nothing is
+        pruned. A failure to prune is no failure of the snapshot; `ManifestSummary.pruned` says it.
 
         Crash argument: a crash before the manifest's rename leaves the generation before and the
         packs after it, which is the same state; after it, this one. Deleting comes last.
@@ -275,16 +273,18 @@ class Repository:
                 writing = self._intake.writing()
                 manifest = make_manifest(
                     state,
-                    heat,
                     pack_floor=min([state.pack_last + 1, *writing]) - 1,
                     journal_floor=self._intake.journal_sealed,
                     now_ns=int(self._now() * 1e9),
                 )
+                live = self.catalog.live_rows()
             file_bytes = write_manifest(self.disk, self.repository_id, generation, manifest)
             with self.catalog.lock:
                 state.generation, state.committed_ns = generation, manifest.committed_ns
                 state.manifest_bytes[generation] = file_bytes
                 state.pack_floor = manifest.pack_floor
+                self.catalog.set_committed(live)
+                del live
             self._pruner.learn(generation, [pack.sequence for pack in manifest.packs])
             pruned = PruneResult(blocked="a source is not settled")
             if prune:
@@ -385,6 +385,7 @@ class Repository:
                 for one, size in self._state.manifest_bytes.items()
                 if one in self._pruner.retained
             }
+        self.catalog.shrink()
         return pruned
 
     def _generation(self, generation: int) -> Generation:

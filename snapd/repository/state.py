@@ -17,7 +17,8 @@ class PackInfo:
     pack_id: bytes
     index_digest: bytes
     rows: slice
-    """Its rows in the catalog, in the order of its index."""
+    """Its rows in the catalog, in the order of its index; all of them are stored as long as this
+    record is among `RepositoryState.packs`."""
     file_bytes: int
     epoch: int
     """Epoch of the repository when it was sealed."""
@@ -102,7 +103,5 @@ class RepositoryState:
     def next_ordinal(self) -> int:
         """The ordinal of the next incarnation: above every one that any version carries, and above
         those that were given out and failed to become durable, because they may be found later."""
-        rows = self.catalog.table.incarnation
-        highest = int(rows.max()) if len(rows) else 0
-        self.ordinal_last = max(self.ordinal_last, highest) + 1
+        self.ordinal_last = max(self.ordinal_last, self.catalog.ordinal_last) + 1
         return self.ordinal_last

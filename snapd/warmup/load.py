@@ -68,7 +68,7 @@ def load_cold(
     Raises StoreUnavailableError when the store does not answer.
     """
     slots, sequences, rows = wanted
-    fill = sink.reserve(slots, sequences, repository.catalog.table.size[rows], demand=demand)
+    fill = sink.reserve(slots, sequences, repository.catalog.column("size", rows), demand=demand)
     given = np.flatnonzero(fill.codes == ReturnCode.OK)
     codes: I32 = fill.codes.copy()
     error: DiskError | None = None
@@ -94,7 +94,7 @@ def load_cold(
     gone = int((fill.codes == ReturnCode.OBJECT_NOT_FOUND).sum())
     return LoadResult(
         loaded=len(published),
-        loaded_bytes=int(repository.catalog.table.size[rows[published]].sum()),
+        loaded_bytes=int(repository.catalog.column("size", rows[published]).sum()),
         superseded=gone + (len(given) - len(published) - len(bad) if error is None else 0),
         rejected=len(bad),
         no_space=int((fill.codes == ReturnCode.NO_AVAILABLE_HANDLE).sum()),

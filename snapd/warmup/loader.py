@@ -93,7 +93,7 @@ class Loader:
             # Nothing on disk has these bytes: an answer "not there" now beats one at the deadline.
             sink.drop_cold(slots[unknown], sequences[unknown])
         known = np.flatnonzero(rows >= 0)
-        size = self._repository.catalog.table.size[rows[known]]
+        size = self._repository.catalog.column("size", rows[known])
         for piece in windows(known, size, bytes_max=PINNED_BYTES_MAX, blocks_max=_BATCH_BLOCKS_MAX):
             wanted = (slots[piece], sequences[piece], rows[piece])
             self._count(load_cold(session, sink, self._repository, wanted, demand=True))
@@ -114,9 +114,9 @@ class Loader:
         found = catalog.find(table.keys, table.key_hash)
         good = found >= 0
         at = found[good]
-        good[good] = catalog.live[at] & same_bytes(
-            catalog.table.size[at],
-            catalog.table.checksum[at],
+        good[good] = catalog.is_live(at) & same_bytes(
+            catalog.column("size", at),
+            catalog.column("checksum", at),
             table.size[good],
             table.checksum[good],
         )

@@ -88,9 +88,9 @@ class Registrar:
             scan = source.scan()
             moved = residency.sequence != scan.sequence
             residency.forget(np.flatnonzero(moved | residency.cold))
-            missing = np.flatnonzero(catalog.live & ~residency.held(len(catalog)))
-        heat = catalog.table.heat[missing]
-        return missing[hottest_first(heat, catalog.table.sequence[missing])]
+            missing = residency.not_held(catalog.live_rows())
+        heat = catalog.column("heat", missing)
+        return missing[hottest_first(heat, catalog.column("sequence", missing))]
 
     def _register_all(self, session: Session, sink: Sink, rows: I64) -> None:
         """Chunk after chunk; the next one is put together while the store works on this one."""
@@ -107,7 +107,7 @@ class Registrar:
 
     def _register(self, session: Session, sink: Sink, rows: I64, table: BlockTable) -> None:
         with session.residency.lock:
-            alive = self._repository.catalog.live[rows]
+            alive = self._repository.catalog.is_live(rows)
             if not alive.all():
                 rows, table = rows[alive], table.take(alive)
             codes = register_rows(session, sink, rows, table)
@@ -132,7 +132,7 @@ def drop_dead(session: Session, sink: Sink, repository: Repository) -> None:
     """Take back cold registrations whose rows have died. The caller holds the residency's lock."""
     residency = session.residency
     slots = residency.cold_slots()
-    dead = slots[~repository.catalog.live[residency.row[slots]]]
+    dead = slots[~repository.catalog.is_live(residency.row[slots])]
     if len(dead):
         sink.drop_cold(dead.astype(np.uint32), residency.sequence[dead])
         residency.forget(dead)

@@ -105,21 +105,22 @@ class Warmer:
     def _plan(self, session: Session) -> tuple[I64, U64]:
         """Cold slots, hottest first and parents before children as far as the disk likes it, and
         the sizes of their blocks."""
-        table = self._repository.catalog.table
+        catalog = self._repository.catalog
         with session.residency.lock:
             slots = session.residency.cold_slots()
             rows = session.residency.row[slots]
-        heat = table.heat[rows]
-        if table.parent.any():
-            heat = lift_parents(heat, parent_rows(table.key_hash[rows], table.parent[rows]))
+        heat, parent = catalog.column("heat", rows), catalog.column("parent", rows)
+        if parent.any():
+            heat = lift_parents(heat, parent_rows(catalog.column("key_hash", rows), parent))
+        del parent  # a million rows are 8 MB a column
         order = stretches_hottest_first(
             heat,
-            table.pack[rows],
-            table.pack_offset[rows],
-            table.stored_size[rows],
+            catalog.column("pack", rows),
+            catalog.column("pack_offset", rows),
+            catalog.column("stored_size", rows),
             stretch_bytes=_STRETCH_BYTES,
         )
-        return slots[order], table.size[rows[order]]
+        return slots[order], catalog.column("size", rows[order])
 
     def _load_all(self, session: Session, pieces: Iterator[I64]) -> str:
         """Load piece after piece, a few at a time: while one is read from the disk, another is
@@ -144,15 +145,15 @@ class Warmer:
 
     def _load(self, session: Session, sink: Sink, piece: I64) -> str:
         """Load one piece; the state to end in, empty to go on. Raises DiskError."""
-        residency, table = session.residency, self._repository.catalog.table
+        residency, catalog = session.residency, self._repository.catalog
         with residency.lock:
             # Readers' demand, removals and replacements went on since the plan was made.
             kept = piece[residency.cold[piece] & (residency.row[piece] >= 0)]
             rows = residency.row[kept]
-            alive = self._repository.catalog.live[rows]
+            alive = catalog.is_live(rows)
             kept, rows = kept[alive], rows[alive]
             sequences = residency.sequence[kept]
-        self._pace(int(table.size[rows].sum()))
+        self._pace(int(catalog.column("size", rows).sum()))
         self._demand.wait_until_idle(_YIELD_SECONDS_MAX)
         if self._stopping.is_set() or session.lost.is_set():
             return "waiting"

@@ -59,14 +59,14 @@ class Workers:
 
     def read(self, rng: random.Random) -> None:
         catalog = self.repository.catalog
-        live = np.flatnonzero(catalog.live)
+        live = catalog.live_rows()
         if not len(live):
             return
         rows = live[[rng.randrange(len(live)) for _ in range(8)]]
         table = catalog.take(rows)
         buffers = [blank(size) for size in table.size.tolist()]
         good = self.repository.read(rows, buffers)
-        assert not catalog.live[rows[~good]].any(), "a live block cannot be read"
+        assert not catalog.is_live(rows[~good]).any(), "a live block cannot be read"
         for at in np.flatnonzero(good).tolist():
             size = int(table.size[at])
             assert buffers[at][:size] == content(table.keys[at], int(table.sequence[at]), size)

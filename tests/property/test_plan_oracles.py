@@ -34,7 +34,7 @@ def test_diff_finds_exactly_what_came_and_what_left(
     scan = np.array([slot[0] for slot in slots], np.uint64)
     settled = np.array([slot[1] for slot in slots], np.uint64)
     row = np.array([slot[2] for slot in slots], np.int64)
-    result = diff_scan(scan, settled, row, np.array(live))
+    result = diff_scan(scan, settled, row, (row >= 0) & np.array(live)[row])
     new, gone = [], []
     for number, (now, before, held) in enumerate(slots):
         if before and now != before:

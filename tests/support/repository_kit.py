@@ -95,7 +95,7 @@ def remove(repository: Repository, keys: Sequence[bytes], *, sequence: int, epoc
 
 def contents_of(repository: Repository) -> dict[bytes, bytes]:
     """Every live block, read and verified; a bad one fails the test."""
-    rows = np.flatnonzero(repository.catalog.live)
+    rows = repository.catalog.live_rows()
     table = repository.catalog.take(rows)
     buffers = [blank(size) for size in table.size.tolist()]
     good = repository.read(rows, buffers)

@@ -22,8 +22,9 @@ def test_held_rows_are_those_of_all_slots_cold_or_not() -> None:
     residency.settle(np.array([0]), one, np.array([2]), cold=True)
     residency.settle(np.array([1]), one, np.array([0]), cold=False)
     residency.settle(np.array([2]), one, np.array([REJECTED]), cold=False)
-    assert residency.held(4).tolist() == [True, False, True, False]
+    assert sorted(residency.held_rows().tolist()) == [0, 2]
     assert residency.cold_slots().tolist() == [0]
     residency.forget(np.array([0]))
-    assert residency.held(4).tolist() == [True, False, False, False]
+    assert residency.held_rows().tolist() == [0]
+    assert residency.not_held(np.array([3, 0, 2])).tolist() == [3, 2]
     assert residency.cold_slots().tolist() == []

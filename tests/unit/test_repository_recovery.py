@@ -338,7 +338,7 @@ def check_subset(
     disk: SimulatedDisk, right: dict[bytes, bytes], where: object, *, lossless: bool
 ) -> None:
     with opened(disk) as repository:
-        rows = np.flatnonzero(repository.catalog.live)
+        rows = repository.catalog.live_rows()
         table = repository.catalog.take(rows)
         buffers = [blank(size) for size in table.size.tolist()]
         good = repository.read(rows, buffers)
@@ -365,7 +365,7 @@ def test_two_blocks_that_changed_places_are_both_refused(disk: SimulatedDisk) ->
         assert not repository.read(rows, [blank(2500)]).any()
         assert repository.reject(rows) == 1
         assert disk.list("quarantine")
-        assert repository.catalog.state[rows[0]] == RowState.LOST
+        assert repository.catalog.state_of(rows).tolist() == [RowState.LOST]
         assert b"a" not in contents_of(repository)
         findings = repository.verify(all_blocks=True).findings
         assert [finding.file for finding in findings] == [name]
@@ -620,7 +620,9 @@ def test_fingerprints_come_back_with_their_blocks() -> None:
         writer.seal()
     with opened(disk) as repository:
         assert repository.fingerprints == {label: "model/bf16"}
-        assert repository.catalog.table.fingerprint.tolist() == [label]
+        assert repository.catalog.column("fingerprint", repository.catalog.rows()).tolist() == [
+            label
+        ]
 
 
 # --- failures -----------------------------------------------------------------------------------
@@ -687,7 +689,7 @@ def test_blocks_of_every_size_come_back_through_every_codec(codec: Codec, size: 
     with opened(disk, codec=codec) as repository:
         rows = put(repository, blocks)
         assert contents_of(repository) == blocks
-        stored = repository.catalog.table.stored_size[rows].tolist()
+        stored = repository.catalog.column("stored_size", rows).tolist()
         assert stored[0] == size
         assert stored[1] == size if codec is Codec.RAW or size <= 4096 else stored[1] < size
     with opened(disk) as repository:
