@@ -37,7 +37,11 @@ class ManifestSection(IntEnum):
     INCARNATIONS = 32
     FINGERPRINTS = 33
     FINGERPRINT_LABELS = 34
+    BUDGET = 48
 
+
+OPTIONAL_SECTIONS = frozenset({ManifestSection.BUDGET})
+"""Sections that a reader may pass over without getting anything about a block wrong."""
 
 MANIFEST_META_FIELDS = (
     RecordField("epoch", "<u4", "epoch of the repository; blocks of earlier ones are dead"),
@@ -58,6 +62,11 @@ PACK_ROW_FIELDS = (
     RecordField("index_digest", "16u1", "XXH3-128 of the pack's index"),
 )
 PACK_ROW_DTYPE = record_dtype(PACK_ROW_FIELDS, 40)
+
+BUDGET_FIELDS = (
+    RecordField("write_debt_bytes", "<u8", "written under the daily limit and not made up for yet"),
+)
+BUDGET_DTYPE = record_dtype(BUDGET_FIELDS, 8)
 
 _HEAT_STEPS_PER_OCTAVE = 8
 _HEAT_ZERO_OCTAVE = 16
@@ -91,6 +100,8 @@ class Manifest:
     """Heat of every live row, in order, float32 [live.sum()]; quantised when encoded."""
     incarnations: tuple[Incarnation, ...]
     fingerprints: dict[int, str]
+    write_debt_bytes: int = 0
+    """What the daily write budget still owes, see `snapd.plans.budget`; 0 where nobody says."""
 
     @property
     def blocks(self) -> int:
@@ -124,7 +135,13 @@ def encode_manifest(manifest: Manifest) -> tuple[bytes, int]:
         ManifestSection.FINGERPRINTS: fingerprints,
         ManifestSection.FINGERPRINT_LABELS: labels,
     }
-    return encode_sections(columns), sum(column.nbytes for column in columns.values())
+    if manifest.write_debt_bytes:
+        budget = np.zeros(1, BUDGET_DTYPE)
+        budget["write_debt_bytes"] = manifest.write_debt_bytes
+        columns[ManifestSection.BUDGET] = budget
+    return encode_sections(columns, OPTIONAL_SECTIONS), sum(
+        column.nbytes for column in columns.values()
+    )
 
 
 def decode_manifest(raw: bytes | memoryview, trailer: FileTrailer) -> Manifest:
@@ -154,6 +171,7 @@ def decode_manifest(raw: bytes | memoryview, trailer: FileTrailer) -> Manifest:
         fingerprints=read_fingerprints(
             sections, ManifestSection.FINGERPRINTS, ManifestSection.FINGERPRINT_LABELS
         ),
+        write_debt_bytes=_read_write_debt(sections),
     )
 
 
@@ -174,6 +192,12 @@ def restore_heat(steps: npt.NDArray[np.generic]) -> F32:
     scale[0] = 0
     result: F32 = scale[steps.astype(np.uint8)]
     return result
+
+
+def _read_write_debt(sections: Sections) -> int:
+    if ManifestSection.BUDGET not in sections:
+        return 0
+    return int(sections.column(ManifestSection.BUDGET, BUDGET_DTYPE, 1)["write_debt_bytes"][0])
 
 
 def _read_packs(sections: Sections, rows: int) -> tuple[ManifestPack, ...]:

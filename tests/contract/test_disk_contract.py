@@ -20,9 +20,12 @@ def aligned(data: bytes) -> memoryview:
     return buffer[:pages]
 
 
-@pytest.fixture(params=["posix", "simulated"])
+@pytest.fixture(params=["posix", "simulated", "metered"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Disk:
-    return PosixDisk(tmp_path) if request.param == "posix" else SimulatedDisk(7)
+    if request.param == "posix":
+        return PosixDisk(tmp_path)
+    disk = SimulatedDisk(7)
+    return MeteredDisk(disk) if request.param == "metered" else disk
 
 
 def test_both_satisfy_the_port(disk: Disk) -> None:
