@@ -1,16 +1,27 @@
 """Records of a journal file: what must be durable before the next pack is sealed.
 
-A file is the common 4 KiB header and then records, each with its length and checksum. A crash may
-tear the tail; a failing medium may damage the middle. Because removed must stay removed, reading
-goes on behind a bad record and takes every later one that verifies: order means nothing to them.
+A file is the common 4 KiB header and then batches of records, each record with its length and
+checksum. What is synced together is a batch, and a batch is in the file twice: its records, zeros
+up to the next page, the same records again, zeros up to the next page. No page holds bytes of two
+copies, so one bad page, whichever it is, costs nothing.
+
+A crash may tear the tail; a failing medium may damage the middle. Because removed must stay
+removed, reading goes on behind what is bad and takes every record that verifies, from either copy:
+order means nothing to them. A record says its number within the file and its place within its
+batch, which tells damage from a torn tail: a batch that is followed by another one was durable, so
+whatever of it is not there now was lost later.
+
 The checksum is seeded with the repository's id, so that records of another repository, or old bytes
 that a file system left in a torn tail, never verify.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -19,6 +30,7 @@ from snapd.blocks import KEY_BYTES_MAX
 from snapd.errors import CorruptError
 from snapd.formats.layout import RecordField, encode_record, record_dtype
 from snapd.formats.removals import COLUMN_DTYPES, Removals, check_keys
+from snapd.formats.sealed import PAGE_BYTES
 from snapd.formats.tables import INCARNATION_DTYPE, Incarnation, incarnation_column
 
 RECORD_MAGIC = b"SNAPRECD"
@@ -44,11 +56,23 @@ RECORD_FIELDS = (
     RecordField("payload_bytes", "<u4", "length of the payload, without padding to 8"),
     RecordField("rows", "<u4", "removals or incarnations in the payload; 0 for REMOVE_ALL"),
     RecordField("kind", "<u2", "1 removed, 2 remove all, 3 incarnation"),
-    RecordField("reserved", "6u1", "zero"),
+    RecordField("reserved", "2u1", "zero"),
+    RecordField(
+        "place", "<u4", "1, 2, ... within its batch, which is there twice; 0 if it is there once"
+    ),
 )
 RECORD_DTYPE = record_dtype(RECORD_FIELDS, 40)
 
 _CHECKED_FROM = 16
+
+
+class RecordPlace(NamedTuple):
+    """Where a record is in its file."""
+
+    number: int
+    """0, 1, 2, ... within the file."""
+    place: int
+    """1, 2, ... within its batch; 0 where a record is written once."""
 
 
 @dataclass(slots=True)
@@ -60,15 +84,22 @@ class JournalContents:
     """Highest epoch that a remove-all began."""
     incarnations: list[Incarnation] = field(default_factory=list)
     records: int = 0
-    damaged: int = 0
-    """Bad stretches with good records behind them: damage, not a torn tail."""
+    """Different records that verify."""
+    durable: int = 0
+    """Records that were durable for certain: all in front of the last batch."""
+    copies_damaged: int = 0
+    """Records with one copy left of the two that were durable: nothing is lost."""
+    lost: int = 0
+    """Records that were durable and of which no copy is left."""
+    stretches_damaged: int = 0
+    """Bad stretches before records that are there once: each lost what it held."""
     torn_bytes: int = 0
-    """Bytes behind the last good record: a tail that a crash tore."""
+    """Bytes behind the last good record: padding, or a tail that a crash tore."""
     unknown: int = 0
     """Records of a kind that this version does not know."""
 
 
-def encode_removed(removals: Removals, number: int, repository_id: bytes) -> bytes:
+def encode_removed(removals: Removals, at: RecordPlace, repository_id: bytes) -> bytes:
     """A record of up to `RECORD_ROWS_MAX` removals."""
     keys = removals.keys
     parts = [getattr(removals, name).astype(dtype) for name, dtype in COLUMN_DTYPES.items()]
@@ -79,50 +110,90 @@ def encode_removed(removals: Removals, number: int, repository_id: bytes) -> byt
             keys.heap[keys.offsets[0] : keys.offsets[-1]].tobytes(),
         ]
     )
-    return _encode(RecordKind.REMOVED, payload, len(removals), number, repository_id)
+    return _encode(RecordKind.REMOVED, payload, len(removals), at, repository_id)
 
 
-def encode_remove_all(epoch: int, number: int, repository_id: bytes) -> bytes:
+def encode_remove_all(epoch: int, at: RecordPlace, repository_id: bytes) -> bytes:
     """A record that `epoch` has begun: every block of an earlier one is gone."""
     payload = epoch.to_bytes(4, "little")
-    return _encode(RecordKind.REMOVE_ALL, payload, 0, number, repository_id)
+    return _encode(RecordKind.REMOVE_ALL, payload, 0, at, repository_id)
 
 
-def encode_incarnation(incarnation: Incarnation, number: int, repository_id: bytes) -> bytes:
+def encode_incarnation(incarnation: Incarnation, at: RecordPlace, repository_id: bytes) -> bytes:
     """A record of a segment that the repository has not met before."""
     payload = incarnation_column([incarnation]).tobytes()
-    return _encode(RecordKind.INCARNATION, payload, 1, number, repository_id)
+    return _encode(RecordKind.INCARNATION, payload, 1, at, repository_id)
+
+
+def encode_batch(records: Sequence[bytes]) -> list[bytes]:
+    """The bytes of a batch, to be written at the start of a page: its records, twice."""
+    copy = [*records, bytes(-sum(map(len, records)) % PAGE_BYTES)]
+    return [*copy, *copy]
 
 
 def decode_records(raw: bytes, repository_id: bytes) -> JournalContents:
     """All records in the bytes behind a journal's header that verify, with what was lost."""
     contents = JournalContents()
     view = memoryview(raw)
-    position = 0
-    while position < len(raw):
-        end = _take_record(view, position, repository_id, contents)
-        if end is None:
-            following = _next_record(view, position, repository_id)
-            if following is None:
-                contents.torn_bytes = len(raw) - position
-                break
-            contents.damaged += 1
-            position = following
-        else:
-            position = end
+    seen: dict[tuple[int, int], _Seen] = {}
+    end = 0
+    for start in _starts(view):
+        if start < end:
+            continue
+        head = _verified_head(view, start, repository_id)
+        if head is None:
+            continue
+        # Only what verifies moves on: a record within the key of another is passed over.
+        place, number = int(head["place"]), int(head["number"])
+        known = seen.setdefault((number, int(head["checksum"])), _Seen(number, place))
+        known.copies += 1
+        if known.copies == 1 and not _take_record(view, start, head, contents):
+            del seen[number, int(head["checksum"])]
+            continue
+        contents.stretches_damaged += start > end and not place
+        end = _end_of(start, head)
+    contents.torn_bytes = len(raw) - end
+    contents.records = len(seen)
+    _count_lost(list(seen.values()), contents)
     return contents
 
 
+@dataclass(slots=True)
+class _Seen:
+    """A record that verifies."""
+
+    number: int
+    place: int
+    copies: int = 0
+
+
+def _count_lost(seen: list[_Seen], contents: JournalContents) -> None:
+    """Tell damage from a torn tail, by the numbers of the records that are there twice by rights.
+
+    Batches are synced one after another, and a file is given up at the first failure: when there is
+    a record of a batch, everything in front of that batch was durable.
+    """
+    double = [one for one in seen if one.place]
+    contents.durable = durable = max([0, *(one.number - one.place + 1 for one in double)])
+    copies: Counter[int] = Counter()
+    for one in double:
+        if one.number < durable:
+            copies[one.number] += one.copies
+    contents.copies_damaged = sum(count < 2 for count in copies.values())
+    contents.lost = durable - len(copies)
+
+
 def _encode(
-    kind: RecordKind, payload: bytes, rows: int, number: int, repository_id: bytes
+    kind: RecordKind, payload: bytes, rows: int, at: RecordPlace, repository_id: bytes
 ) -> bytes:
     head = encode_record(
         RECORD_DTYPE,
         magic=RECORD_MAGIC,
-        number=number,
+        number=at.number,
         payload_bytes=len(payload),
         rows=rows,
         kind=kind,
+        place=at.place,
     )
     body = head[_CHECKED_FROM:] + payload + bytes(-len(payload) % RECORD_ALIGNMENT)
     checksum = xxhash.xxh3_64_intdigest(body, seed=_seed(repository_id))
@@ -133,43 +204,36 @@ def _seed(repository_id: bytes) -> int:
     return int.from_bytes(repository_id[:8], "little")
 
 
-def _record_end(view: memoryview, position: int, repository_id: bytes) -> int | None:
-    """Where the record at `position` ends, if there is one that verifies."""
-    if view.nbytes - position < RECORD_DTYPE.itemsize:
-        return None
-    if view[position : position + 8] != RECORD_MAGIC:
-        return None
-    head = np.frombuffer(view[position : position + RECORD_DTYPE.itemsize], RECORD_DTYPE)[0]
-    payload_bytes = int(head["payload_bytes"])
-    end = position + RECORD_DTYPE.itemsize + payload_bytes + -payload_bytes % RECORD_ALIGNMENT
-    if payload_bytes > PAYLOAD_BYTES_MAX or end > view.nbytes:
-        return None
-    body = view[position + _CHECKED_FROM : end]
-    good = xxhash.xxh3_64_intdigest(body, seed=_seed(repository_id)) == int(head["checksum"])
-    return end if good else None
-
-
-def _next_record(view: memoryview, position: int, repository_id: bytes) -> int | None:
-    """Where the next record behind `position` starts, if there is one that verifies."""
+def _starts(view: memoryview) -> Iterator[int]:
+    """Where records may start, rising."""
     whole = (view.nbytes // RECORD_ALIGNMENT) * RECORD_ALIGNMENT
     words = np.frombuffer(view[:whole], "<u8")
     magic = np.frombuffer(RECORD_MAGIC, "<u8")[0]
     for word in np.flatnonzero(words == magic):
-        start = int(word) * RECORD_ALIGNMENT
-        if start > position and _record_end(view, start, repository_id) is not None:
-            return start
-    return None
+        yield int(word) * RECORD_ALIGNMENT
 
 
-def _take_record(
-    view: memoryview, position: int, repository_id: bytes, contents: JournalContents
-) -> int | None:
-    """Add the record at `position` to `contents` and return its end; None if it is bad."""
-    end = _record_end(view, position, repository_id)
-    if end is None:
+def _end_of(start: int, head: np.void) -> int:
+    payload_bytes = int(head["payload_bytes"])
+    return start + RECORD_DTYPE.itemsize + payload_bytes + -payload_bytes % RECORD_ALIGNMENT
+
+
+def _verified_head(view: memoryview, start: int, repository_id: bytes) -> np.void | None:
+    """The head of the record at `start`, if there is one that verifies."""
+    if view.nbytes - start < RECORD_DTYPE.itemsize:
         return None
-    first = position + RECORD_DTYPE.itemsize
-    head = np.frombuffer(view[position:first], RECORD_DTYPE)[0]
+    head: np.void = np.frombuffer(view[start : start + RECORD_DTYPE.itemsize], RECORD_DTYPE)[0]
+    end = _end_of(start, head)
+    if int(head["payload_bytes"]) > PAYLOAD_BYTES_MAX or end > view.nbytes:
+        return None
+    body = view[start + _CHECKED_FROM : end]
+    good = xxhash.xxh3_64_intdigest(body, seed=_seed(repository_id)) == int(head["checksum"])
+    return head if good else None
+
+
+def _take_record(view: memoryview, start: int, head: np.void, contents: JournalContents) -> bool:
+    """Add a verified record to `contents`; False if it makes no sense."""
+    first = start + RECORD_DTYPE.itemsize
     payload = bytes(view[first : first + int(head["payload_bytes"])])
     rows, kind = int(head["rows"]), int(head["kind"])
     try:
@@ -182,9 +246,8 @@ def _take_record(
         else:
             contents.unknown += 1
     except CorruptError:
-        return None
-    contents.records += 1
-    return end
+        return False
+    return True
 
 
 def _decode_removed(payload: bytes, rows: int) -> Removals:

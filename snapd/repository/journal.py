@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,9 @@ from snapd.errors import CorruptError, DiskError, NewerFormatError
 from snapd.formats.journal import (
     RECORD_ROWS_MAX,
     JournalContents,
+    RecordPlace,
     decode_records,
+    encode_batch,
     encode_incarnation,
     encode_remove_all,
     encode_removed,
@@ -32,7 +34,13 @@ from snapd.formats.sealed import (
 )
 from snapd.formats.tables import Incarnation
 from snapd.repository.files import opened
-from snapd.repository.names import JOURNAL, journal_name, parse_journal
+from snapd.repository.names import (
+    JOURNAL,
+    SEQUENCE_MAX,
+    journal_name,
+    next_number,
+    parse_journal,
+)
 
 FILE_BYTES_MAX = 1 << 30
 """Longest file that is read. None comes near it: see `_FILE_BYTES` and `_SYNC_BYTES`."""
@@ -43,8 +51,8 @@ _SYNC_BYTES = 8 * 2**20
 
 _SECTOR_BYTES = 512
 
-Record = Callable[[int, bytes], bytes]
-"""Encodes a record, given its number and the repository's id."""
+Record = Callable[[RecordPlace, bytes], bytes]
+"""Encodes a record, given its place and the repository's id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +72,19 @@ class Journal:
     deleted once a manifest says so.
     """
 
-    def __init__(self, disk: Disk, repository_id: bytes, sequence_last: int) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        repository_id: bytes,
+        sequence_last: int,
+        taken: frozenset[int] = frozenset(),
+    ) -> None:
+        """New files get numbers above `sequence_last` that are not in `taken`."""
         self._disk = disk
         self._repository_id = repository_id
         self._sequence = sequence_last
+        self._taken = taken
+        self._bytes = 0
         self._file: DiskFile | None = None
         self._end = 0
         self._number = 0
@@ -79,6 +96,11 @@ class Journal:
         """Removals that are in no sealed pack yet."""
         with self._lock:
             return sum(len(batch.removals) for batch in self._batches)
+
+    @property
+    def bytes_pending(self) -> int:
+        """Bytes written since the last sealed pack, about: what a recovery would have to read."""
+        return self._bytes
 
     def renew(self, scan: JournalScan) -> None:
         """Take up what recovery read: write it to a file of our own, then delete the files it came
@@ -97,7 +119,7 @@ class Journal:
                 self._batches.append(_Batch(scan.sequence_last, removals))
             return
         with suppress(DiskError):
-            self.delete(scan.sequence_last, scan.keep | scan.damaged)
+            self._delete(scan.taken - scan.keep - scan.damaged)
 
     def append(
         self,
@@ -148,23 +170,24 @@ class Journal:
         """A pack is sealed that carries the removals of all files up to `through`."""
         with self._lock:
             self._batches = [batch for batch in self._batches if batch.sequence > through]
+            self._bytes = self._end if self._file is not None else 0
 
     def delete(self, through: int, keep: frozenset[int]) -> int:
         """Delete files up to `through` but those in `keep`; returns how many. Raises DiskError."""
-        deleted = 0
-        for name in self._disk.list(JOURNAL):
-            sequence = parse_journal(name)
-            if sequence is not None and sequence <= through and sequence not in keep:
-                self._disk.remove(journal_name(sequence))
-                deleted += 1
-        if deleted:
-            self._disk.sync_directory(JOURNAL)
-        return deleted
+        found = {parse_journal(name) for name in self._disk.list(JOURNAL)}
+        return self._delete({one for one in found if one is not None and one <= through} - keep)
 
     def close(self) -> None:
         """Close the file; idempotent."""
         with self._lock:
             self._close()
+
+    def _delete(self, sequences: Collection[int]) -> int:
+        for sequence in sorted(sequences):
+            self._disk.remove(journal_name(sequence))
+        if sequences:
+            self._disk.sync_directory(JOURNAL)
+        return len(sequences)
 
     def _close(self) -> None:
         if self._file is not None:
@@ -177,7 +200,8 @@ class Journal:
         for record in records:
             if self._file is None:
                 self._begin_file()
-            pieces.append(record(self._number, self._repository_id))
+            at = RecordPlace(self._number, len(pieces) + 1)
+            pieces.append(record(at, self._repository_id))
             self._number += 1
             length += len(pieces[-1])
             if length >= _SYNC_BYTES:
@@ -186,21 +210,25 @@ class Journal:
         self._flush(pieces)
 
     def _begin_file(self) -> None:
-        self._sequence += 1
+        self._sequence = next_number(self._sequence, self._taken, SEQUENCE_MAX)
         self._file = self._disk.open(journal_name(self._sequence), "x")
         self._end = self._number = 0
 
-    def _flush(self, pieces: list[bytes]) -> None:
-        """Write records and sync them; a new file gets its header and a durable name as well."""
-        if self._file is None or not pieces:
+    def _flush(self, records: list[bytes]) -> None:
+        """Write records as a batch, twice, and sync it once; a new file gets its header and a
+        durable name as well."""
+        if self._file is None or not records:
             return
+        pieces = encode_batch(records)
         is_new = self._end == 0
         if is_new:
             file_id = secrets.token_bytes(ID_BYTES)
             header = FileHeader(JOURNAL_MAGIC, self._repository_id, file_id, self._sequence)
             pieces = [encode_header(header), *pieces]
         self._file.write(pieces, self._end)
-        self._end += sum(len(piece) for piece in pieces)
+        written = sum(len(piece) for piece in pieces)
+        self._end += written
+        self._bytes += written
         self._file.sync()
         if is_new:
             self._disk.sync_directory(JOURNAL)
@@ -221,15 +249,32 @@ class JournalScan:
     """All journal files of a repository together."""
 
     sequence_last: int = 0
+    """Highest number that a file's header confirms: a name alone is no proof."""
+    taken: frozenset[int] = frozenset()
+    """Numbers in the names of all files."""
     removals: Removals = field(default_factory=Removals.empty)
     epoch: int = 0
     incarnations: tuple[Incarnation, ...] = ()
     findings: tuple[str, ...] = ()
     """One sentence for each file that is damaged or cannot be read."""
+    newer: tuple[str, ...] = ()
+    """One sentence for each file that says something that only a newer version can read."""
     keep: frozenset[int] = frozenset()
-    """Files that say something that this version cannot read: never deleted."""
+    """Files that cannot be read, are newer, or are not ours: never deleted."""
     damaged: frozenset[int] = frozenset()
     """Files with damage: deleted only when a sealed pack covers them, like any."""
+
+
+@dataclass(frozen=True, slots=True)
+class _FileScan:
+    """One file."""
+
+    contents: JournalContents
+    confirmed: bool
+    """Its header says that it is the file of its name."""
+    foreign: bool
+    """Its header says that it is another repository's."""
+    problem: str
 
 
 def scan_journal(disk: Disk, repository_id: bytes) -> JournalScan:
@@ -238,53 +283,91 @@ def scan_journal(disk: Disk, repository_id: bytes) -> JournalScan:
     scan = JournalScan()
     removals: list[Removals] = []
     findings: list[str] = []
+    newer: list[str] = []
     keep: set[int] = set()
     damaged: set[int] = set()
-    for name in disk.list(JOURNAL):
-        sequence = parse_journal(name)
-        if sequence is None:
-            continue
-        scan.sequence_last = max(scan.sequence_last, sequence)
+    names = (parse_journal(name) for name in disk.list(JOURNAL))
+    scan.taken = frozenset(sequence for sequence in names if sequence is not None)
+    for sequence in sorted(scan.taken):
         try:
-            contents, problem = _read_file(disk, sequence, repository_id)
+            found = _read_file(disk, sequence, repository_id)
         except (DiskError, NewerFormatError) as error:
-            findings.append(str(error))
+            findings.append(_told(sequence, str(error)))
             keep.add(sequence)
+            if isinstance(error, NewerFormatError):
+                newer.append(findings[-1])
             continue
+        if found.confirmed:
+            scan.sequence_last = max(scan.sequence_last, sequence)
+        contents = found.contents
         removals += contents.removals
         scan.epoch = max(scan.epoch, contents.epoch)
         scan.incarnations += tuple(contents.incarnations)
+        if found.problem:
+            damaged.add(sequence)
+            findings.append(_told(sequence, found.problem))
+        if found.foreign:
+            keep.add(sequence)
         if contents.unknown:
             keep.add(sequence)
-            problem = f"{contents.unknown} records of kinds that are not known"
-        if problem:
-            damaged.add(sequence)
-            findings.append(f"{journal_name(sequence)}: {problem}")
+            newer.append(_told(sequence, f"{contents.unknown} records of kinds that are not known"))
+            findings.append(newer[-1])
     scan.removals = Removals.concatenate(removals)
-    scan.findings, scan.keep, scan.damaged = tuple(findings), frozenset(keep), frozenset(damaged)
+    scan.findings, scan.newer = tuple(findings), tuple(newer)
+    scan.keep, scan.damaged = frozenset(keep), frozenset(damaged)
     return scan
 
 
-def _read_file(disk: Disk, sequence: int, repository_id: bytes) -> tuple[JournalContents, str]:
-    """The records of a file, and what is wrong with it, if anything. Raises DiskError or
-    NewerFormatError."""
+def _told(sequence: int, problem: str) -> str:
+    """The sentence about a file; it names the file once."""
+    name = journal_name(sequence)
+    return problem if name in problem else f"{name}: {problem}"
+
+
+def _read_file(disk: Disk, sequence: int, repository_id: bytes) -> _FileScan:
+    """The records of a file, and what is wrong with it. Raises DiskError or NewerFormatError."""
     with opened(disk, journal_name(sequence)) as file:
         raw = bytearray(min(file.size(), FILE_BYTES_MAX))
         del raw[file.read([raw], 0) :]
-    problem = ""
-    header = b""
-    with suppress(CorruptError):
-        header = decode_header(bytes(raw[:PAGE_BYTES]), JOURNAL_MAGIC).repository_id
     # Records are bound to the repository by their seed, so a bad header is no reason to lose them.
     contents = decode_records(bytes(raw[PAGE_BYTES:]), repository_id)
-    if header != repository_id and contents.records and not _never_written(raw[:PAGE_BYTES]):
-        problem = "the header is damaged or of another repository; its records are whole"
-    if contents.damaged:
-        problem = f"{contents.damaged} damaged stretches between good records"
-    return contents, problem
+    problem = ""
+    header: FileHeader | None = None
+    try:
+        header = decode_header(bytes(raw[:PAGE_BYTES]), JOURNAL_MAGIC)
+    except CorruptError as error:
+        if contents.durable or not _never_written(raw[:PAGE_BYTES]):
+            problem = f"{error}; {_RECORDS_STAY}"
+    if header is not None and header.repository_id != repository_id:
+        problem = f"belongs to another repository; {_RECORDS_STAY}"
+    elif header is not None and header.sequence != sequence:
+        problem = f"has the header of journal file {header.sequence}; {_RECORDS_STAY}"
+    return _FileScan(
+        contents,
+        confirmed=header is not None
+        and (header.repository_id, header.sequence) == (repository_id, sequence),
+        foreign=header is not None and header.repository_id != repository_id,
+        problem="; ".join(filter(None, [problem, _damage(contents)])),
+    )
+
+
+_RECORDS_STAY = "its records count as far as they are of this repository"
+
+
+def _damage(contents: JournalContents) -> str:
+    """What is wrong with the records of a file, the worst first."""
+    lost = contents.lost + contents.stretches_damaged
+    parts = [
+        f"{lost} records are lost in every copy: what they removed may come back" if lost else "",
+        f"{contents.copies_damaged} records are damaged in one of their two copies, nothing is lost"
+        if contents.copies_damaged
+        else "",
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def _never_written(page: bytes | bytearray) -> bool:
-    """Whether a header is what a crash left of the file's first write, rather than damage: one of
-    the two sectors that are not zero in a whole header still is."""
-    return not any(page[:_SECTOR_BYTES]) or not any(page[-_SECTOR_BYTES:])
+    """Whether a header is what a crash left of the file's first write, rather than damage: it is
+    not all there, or one of the two sectors that are not zero in a whole header still is."""
+    short = len(page) < PAGE_BYTES
+    return short or not any(page[:_SECTOR_BYTES]) or not any(page[-_SECTOR_BYTES:])

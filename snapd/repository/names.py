@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+
+from snapd.errors import DiskError
 
 REPOSITORY_FILE = "repository.json"
 LOCK_FILE = "lock"
@@ -36,6 +39,20 @@ def manifest_name(generation: int) -> str:
 def journal_name(sequence: int) -> str:
     """Where a journal file lives."""
     return f"{JOURNAL}/{sequence:010d}.journal"
+
+
+def next_number(last: int, taken: Collection[int], number_max: int) -> int:
+    """The number of the next file, behind `last` and not among `taken`: those in names whose files
+    do not say the same of themselves. Such a name is no proof, so it uses up only itself.
+
+    Raises DiskError when numbers are used up.
+    """
+    number = last + 1
+    while number in taken:
+        number += 1
+    if number > number_max:
+        raise DiskError(f"file numbers are used up at {last}: move the repository aside")
+    return number
 
 
 def parse_pack(name: str) -> tuple[int, bytes] | None:
