@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from snapd.disk import DISK_ALIGNMENT, Disk, DiskFile, DiskLock, PosixDisk
+from snapd.disk.metered import MeteredDisk
 from snapd.disk.simulated import SimulatedDisk
 from snapd.errors import DiskError, LockHeldError
 
