@@ -149,6 +149,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "journal-kinds": lambda: enum_table(journal.RecordKind),
     "segment-header": lambda: record_table(segment.HEADER_DTYPE, segment.HEADER_FIELDS),
     "segment-state": lambda: record_table(segment.STATE_DTYPE, segment.STATE_FIELDS),
+    "segment-tally": lambda: record_table(segment.TALLY_DTYPE, segment.TALLY_FIELDS),
     "segment-slot": lambda: record_table(segment.SLOT_DTYPE, segment.SLOT_FIELDS),
     "segment-slot-states": lambda: enum_table(segment.SlotState),
     "segment-heat": lambda: record_table(segment.HEAT_DTYPE, segment.HEAT_FIELDS),

@@ -1,7 +1,7 @@
 """Layout of a segment: the shared-memory file that holds blocks. The one home of its bytes.
 
-Regions in order, each 4 KiB-aligned: header page | slots | heat | key index entries | displaced
-counts | key heap | data. All numbers are little-endian. Everything here is pure: arrays and bytes
+Regions in order, each 4 KiB-aligned: header page | slots | heat | two unused ones | key heap |
+data. All numbers are little-endian. Everything here is pure: arrays and bytes
 in, arrays, verified types or typed errors out.
 
 What has to survive a SIGKILL between any two instructions is built from aligned 8-byte stores:
@@ -9,6 +9,8 @@ What has to survive a SIGKILL between any two instructions is built from aligned
 - The header's geometry is written once, before the file is used, and covered by a checksum.
 - The header's mutable state exists twice, each copy with its own checksum; a writer renews one
   copy after the other, so that at least one is whole, and the one of the higher generation counts.
+- Beside them, two tallies say how many slots are reserved and how many hold a removal, so that an
+  adoption knows what a damaged slot cannot have been. Each is one word that checks itself.
 - A slot's state, pin and checksum are its last 8 bytes (`SLOT_SEAL_WORD`). A slot is filled with
   that word still zero and then sealed by storing it; it is freed by zeroing that word first.
   A slot whose last word is zero is therefore free, whatever the other 56 bytes hold.
@@ -48,6 +50,8 @@ KEY_BYTES_PER_SLOT = 128
 """Key heap bytes planned for each slot."""
 STATE_OFFSETS = (1024, 2048)
 """Where in the header page the two copies of the mutable state lie: different cache lines."""
+TALLY_OFFSET = 3072
+"""Where in the header page the tallies lie."""
 STORE_LOCK_BYTE = 0
 """The store process holds an open-file-description lock on this byte of the file."""
 WRITER_LOCK_BASE = 1 << 60
@@ -68,9 +72,9 @@ GEOMETRY_FIELDS = (
     RecordField("slot_count", "<u8", "slots in the table"),
     RecordField("slots_offset", "<u8", "bytes from the start of the file"),
     RecordField("heat_offset", "<u8", "bytes from the start of the file"),
-    RecordField("index_offset", "<u8", "key index entries: uint64 [buckets, 8]"),
-    RecordField("index_buckets", "<u8", "buckets of the key index, a power of two"),
-    RecordField("displaced_offset", "<u8", "displaced counts: uint32 [buckets]"),
+    RecordField("index_offset", "<u8", "unused: an older version's key index, uint64 [buckets, 8]"),
+    RecordField("index_buckets", "<u8", "buckets of that index, a power of two"),
+    RecordField("displaced_offset", "<u8", "unused: its displaced counts, uint32 [buckets]"),
     RecordField("key_heap_offset", "<u8", "bytes from the start of the file"),
     RecordField("key_heap_bytes", "<u8", "bytes, in units of 32"),
     RecordField("data_offset", "<u8", "bytes from the start of the file"),
@@ -96,10 +100,21 @@ STATE_FIELDS = (
     RecordField("boot_id", "16u1", "random, of the store process that wrote this: one life of it"),
     RecordField("epoch", "<u4", "number of remove-alls; slots of lower epochs are dead"),
     RecordField("writer_ceiling", "<u4", "every writer number handed out so far is below this"),
-    RecordField("reserved", "<u8", "zero"),
+    RecordField(
+        "in_doubt", "<u8", "1: free space may belong to a reservation whose slot was damaged"
+    ),
     RecordField("checksum", "<u8", "XXH3-64 of all bytes before"),
 )
 STATE_DTYPE = record_dtype(STATE_FIELDS, 64)
+
+TALLY_FIELDS = (
+    RecordField("unfinished", "<u8", "slots in state writing, or more"),
+    RecordField("removed", "<u8", "slots in state removed, or more"),
+)
+TALLY_DTYPE = record_dtype(TALLY_FIELDS, 16)
+"""Each rises before the slots change and falls after them, so a kill leaves it too high, never too
+low. The count is a word's lower half; its upper half is the complement of the count and of the
+first 4 bytes of the boot id. A word whose halves do not match is unknown."""
 
 SLOT_FIELDS = (
     RecordField(
@@ -229,6 +244,7 @@ class HeaderState:
     boot_id: bytes
     epoch: int
     writer_ceiling: int
+    in_doubt: int = 0
 
 
 def _align(value: int, unit: int = REGION_ALIGNMENT) -> int:
@@ -238,9 +254,7 @@ def _align(value: int, unit: int = REGION_ALIGNMENT) -> int:
 def encode_header(geometry: Geometry, layout_version: int = LAYOUT_VERSION) -> bytes:
     """The header page without state: `HEADER_BYTES` bytes."""
     record = np.zeros(1, HEADER_DTYPE)
-    record["magic"] = SEGMENT_MAGIC
-    record["layout_version"] = layout_version
-    record["preamble_checksum"] = _preamble_checksum(record.tobytes())
+    record.view(np.uint8)[:16] = np.frombuffer(encode_preamble(layout_version), np.uint8)
     for field in fields(geometry):
         value = getattr(geometry, field.name)
         record[field.name] = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value
@@ -330,6 +344,49 @@ def _decode_copy(page: bytes, offset: int) -> HeaderState | None:
 def _value(stored: Any) -> Any:
     """A field as Python has it: bytes for an array, int for a number."""
     return stored.tobytes() if isinstance(stored, np.ndarray) else int(stored)
+
+
+def encode_tally(count: int, boot_id: bytes) -> int:
+    """A tally's word, written by the store of this boot id."""
+    seal = 0xFFFFFFFF ^ int.from_bytes(boot_id[:4], "little")
+    return count | (count ^ seal) << 32
+
+
+def decode_tally(word: int, boot_id: bytes) -> int | None:
+    """The count in a tally's word; None unless the store of this boot id wrote it whole."""
+    count = word & 0xFFFFFFFF
+    return count if word == encode_tally(count, boot_id) else None
+
+
+def encode_preamble(layout_version: int = LAYOUT_VERSION) -> bytes:
+    """The first 16 bytes of a header page: the first bytes that a new segment gets."""
+    record = np.zeros(1, record_dtype(PREAMBLE_FIELDS, 16))
+    record["magic"] = SEGMENT_MAGIC
+    record["layout_version"] = layout_version
+    record["preamble_checksum"] = _preamble_checksum(record.tobytes())
+    return record.tobytes()
+
+
+def is_unfinished(page: bytes) -> bool:
+    """Whether a header page is that of a segment whose making was cut short: a preamble, then
+    zeros."""
+    preamble = encode_preamble()
+    return page.startswith(preamble) and not any(page[len(preamble) :])
+
+
+def is_of_a_segment(page: bytes) -> bool:
+    """Whether a header page, however damaged, is a segment's: it has the magic, or its checksum
+    once the magic is put right, or a copy of the state. No other program's file has one of them."""
+    if page[:8] == SEGMENT_MAGIC.to_bytes(8, "little"):
+        return True
+    if len(page) < HEADER_BYTES:
+        return False
+    end = HEADER_DTYPE.itemsize
+    mended = SEGMENT_MAGIC.to_bytes(8, "little") + page[8:end]
+    stored = int.from_bytes(mended[-8:], "little")
+    if stored == xxhash.xxh3_64_intdigest(mended[:-8]):
+        return True
+    return any(_decode_copy(page, offset) is not None for offset in STATE_OFFSETS)
 
 
 _LOW_HALF = np.uint64(0xFFFFFFFF)

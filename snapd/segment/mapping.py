@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snapd.blocks.index import BUCKET_ENTRIES, HashIndex
-from snapd.blocks.keys import I64, U8, U64, KeyColumn, gather_ranges
+from snapd.blocks.keys import I64, U8, KeyColumn, gather_ranges
 from snapd.errors import CorruptError, SegmentError
 from snapd.formats.segment import (
     HEADER_BYTES,
@@ -39,14 +38,11 @@ class SegmentMapping:
         except (OSError, ValueError, OverflowError) as error:
             raise SegmentError(f"cannot map {geometry.file_bytes} bytes: {error}") from error
         self.data = memoryview(self._memory)
-        count, buckets = geometry.slot_count, geometry.index_buckets
+        count = geometry.slot_count
         self.header: U8 = self._view(np.uint8, 0, HEADER_BYTES)
         self.slots: Slots = self._view(SLOT_DTYPE, geometry.slots_offset, count)
         self.heat: Slots = self._view(HEAT_DTYPE, geometry.heat_offset, count)
         self.key_heap: U8 = self._view(np.uint8, geometry.key_heap_offset, geometry.key_heap_bytes)
-        entries: U64 = self._view(np.uint64, geometry.index_offset, buckets * BUCKET_ENTRIES)
-        displaced = self._view(np.uint32, geometry.displaced_offset, buckets)
-        self.index = HashIndex(entries.reshape(buckets, BUCKET_ENTRIES), displaced)
 
     def _view(self, dtype: Any, offset: int, count: int) -> npt.NDArray[Any]:
         return np.frombuffer(self._memory, dtype, count, offset)
@@ -69,7 +65,7 @@ class SegmentMapping:
 
     def close(self) -> None:
         """Drop the views; the memory goes when nobody else holds one. Idempotent."""
-        for name in ("header", "slots", "heat", "key_heap", "index"):
+        for name in ("header", "slots", "heat", "key_heap"):
             self.__dict__.pop(name, None)
         self.data.release()
         with contextlib.suppress(BufferError):

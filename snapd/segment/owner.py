@@ -14,9 +14,10 @@ import numpy as np
 
 from snapd.blocks.keys import U64
 from snapd.config import event
-from snapd.errors import CorruptError, LockHeldError, SegmentError
+from snapd.errors import CorruptError, LockHeldError, SegmentError, SettingError
 from snapd.formats.segment import (
     HEADER_BYTES,
+    HEADER_DTYPE,
     STATE_DTYPE,
     STATE_OFFSETS,
     STORE_LOCK_BYTE,
@@ -25,10 +26,14 @@ from snapd.formats.segment import (
     decode_header,
     decode_state,
     encode_header,
+    encode_preamble,
     encode_state,
+    is_of_a_segment,
+    is_unfinished,
 )
 from snapd.segment.locks import first_held, try_lock, unlock
 from snapd.segment.mapping import SegmentMapping
+from snapd.segment.tally import Tallies, read_tally
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,6 +62,10 @@ class Segment:
         self._next_sequence = state.sequence_ceiling
         self._next_writer = state.writer_ceiling
         self._state = state
+        self.left = read_tally(self.mapping.header, state.boot_id)
+        """Tallies of the store before."""
+        self.tallies = Tallies(self.mapping.header, self.boot_id)
+        self._geometry_page = encode_header(geometry)
         self._change(boot_id=self.boot_id)
 
     @property
@@ -86,6 +95,16 @@ class Segment:
     def note_allocated(self, data_allocated_bytes: int) -> None:
         """Record how far the data area has memory behind it. Called from another thread."""
         self._change(data_allocated_bytes=data_allocated_bytes)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether free space may belong to a reservation whose slot was damaged."""
+        return bool(self._state.in_doubt)
+
+    def note_doubt(self, *, in_doubt: bool) -> None:
+        """Record that for the next adoption, which does not find the damaged slot any more."""
+        if in_doubt != self.in_doubt:
+            self._change(in_doubt=int(in_doubt))
 
     def take_sequences(self, count: int) -> U64:
         """`count` new sequences, rising, uint64 [count]; none is ever handed out twice.
@@ -130,6 +149,23 @@ class Segment:
             ranges.append((first + count, start + length - first - count))
         return frozenset(held)
 
+    def heal_header(self) -> bool:
+        """Write the header again where somebody else wrote into it; says whether.
+
+        The tallies are not looked at: a wrong one costs doubt, never a byte.
+        """
+        with self._state_lock:
+            record = np.frombuffer(encode_state(self._state), np.uint8)
+            fixed = np.frombuffer(self._geometry_page, np.uint8, HEADER_DTYPE.itemsize)
+            parts = ((0, fixed), *((offset, record) for offset in STATE_OFFSETS))
+            damaged = False
+            for offset, expected in parts:
+                found = self.mapping.header[offset : offset + len(expected)]
+                if not np.array_equal(found, expected):
+                    found[:] = expected
+                    damaged = True
+        return damaged
+
     def close(self) -> None:
         """Unmap and give the lock up; the segment stays. Idempotent."""
         if self._descriptor >= 0:
@@ -161,19 +197,22 @@ def open_segment(path: str, data_bytes: int, slot_count: int) -> Segment:
     """Adopt the segment at `path`, or make a new one of this geometry.
 
     A segment of another geometry is adopted as it is, with a warning. One whose header is damaged
-    is moved aside to `<path>.bad` and a new one made. Raises LockHeldError while another store has
-    it, NewerFormatError for a newer layout, SegmentError when there is not enough shared memory.
+    is moved aside to `<path>.bad` and a new one made. A file that is neither a segment nor empty
+    is left alone. Raises SettingError for such a file, LockHeldError while another store has it,
+    NewerFormatError for a newer layout, SegmentError when there is not enough shared memory.
     """
     while True:
         descriptor = _open_locked(path)
         try:
             page = os.pread(descriptor, HEADER_BYTES, 0)
-            if not any(page):  # new, or its store was killed before it wrote the header
+            if not page or is_unfinished(page):
                 return _create(path, descriptor, data_bytes, slot_count)
+            _refuse_other_files(path, page)
             try:
                 return _adopt(path, descriptor, page, data_bytes, slot_count)
             except CorruptError as error:
                 reason = str(error)
+            _refuse_other_files(path + ".bad", _first_page(path + ".bad"))
         except BaseException:
             os.close(descriptor)
             raise
@@ -181,6 +220,26 @@ def open_segment(path: str, data_bytes: int, slot_count: int) -> Segment:
         os.rename(path, path + ".bad")
         os.close(descriptor)
         event(_LOG, logging.ERROR, "segment damaged", path=path, moved_to=path + ".bad", why=reason)
+
+
+def _refuse_other_files(path: str, page: bytes) -> None:
+    """Raises SettingError unless a file that begins with `page` is a segment, or empty."""
+    if page and not is_of_a_segment(page):
+        raise SettingError(
+            f"{path} is not a segment of snapd: it is left alone; set another segment_path, or "
+            "move the file away"
+        )
+
+
+def _first_page(path: str) -> bytes:
+    """The first page of a file; b"" where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(HEADER_BYTES)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise SegmentError(f"cannot read {path}: {error.strerror}; move it away") from error
 
 
 def _open_locked(path: str) -> int:
@@ -227,14 +286,18 @@ def _adopt(path: str, descriptor: int, page: bytes, data_bytes: int, slot_count:
 
 
 def _create(path: str, descriptor: int, data_bytes: int, slot_count: int) -> Segment:
-    """Make a segment in an empty file.
+    """Make a segment in an empty file, or in one whose making was cut short.
 
-    The header is written last: killed before that, the page is zeros and the next start begins
-    again. The data area gets its memory afterwards (`snapd.segment.growth`).
+    The first 16 bytes, which say whose file it is, come first and the rest of the header last:
+    killed in between, the next start knows that it may begin again, and a file of zeros that is
+    not ours is never taken for one. The data area gets its memory afterwards
+    (`snapd.segment.growth`).
     """
     geometry = Geometry.plan(secrets.token_bytes(16), data_bytes, slot_count)
     try:
+        preamble = encode_preamble()
         os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, preamble, 0)
         _check_room(path, geometry.file_bytes)
         os.ftruncate(descriptor, geometry.file_bytes)
         os.posix_fallocate(descriptor, 0, geometry.data_offset)
@@ -258,7 +321,7 @@ def _check_room(path: str, file_bytes: int) -> None:
     """Raises SegmentError unless the whole segment fits; gives a damaged old one up if need be."""
     directory = os.path.dirname(path) or "."
     free = _free_bytes(directory)
-    if free < file_bytes and os.path.exists(path + ".bad"):
+    if free < file_bytes and is_of_a_segment(_first_page(path + ".bad")):
         os.unlink(path + ".bad")
         event(_LOG, logging.WARNING, "damaged segment removed for space", path=path + ".bad")
         free = _free_bytes(directory)

@@ -1,4 +1,4 @@
-"""What an adopted segment holds: every slot judged, the key index repaired. Vectorised throughout.
+"""What an adopted segment holds: every slot judged. Vectorised throughout.
 
 A store that was killed leaves slots in any state. The audit decides which of them are served, and
 drops the rest: a lost block costs a little, a wrong one is served silently.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from snapd.blocks import HashIndex
 from snapd.blocks.keys import I64, U8, U64, Bools, KeyColumn
 from snapd.formats.segment import (
     SLOT_CHECKSUM_WORD,
@@ -31,7 +30,6 @@ from snapd.segment.extents import SortedExtents
 _CHUNK_ROWS = 8192
 """Records looked at at once: 512 KiB, so that a table far larger than the caches is read once."""
 
-_TAG_SHIFT = np.uint64(32)
 _NONE: I64 = np.empty(0, np.int64)
 
 
@@ -49,13 +47,17 @@ class SlotAudit:
     key_hash: U64
     pin: U8
     corrupt: I64
-    """Wrong checksum, out of bounds or overlapping: dropped and counted."""
+    """Wrong checksum, out of bounds, overlapping or with a damaged key: dropped and counted."""
     outdated: I64
     """Unfinished, of an older epoch or superseded: dropped."""
     lingering: I64
     """WRITING, and their writer may still write: their space is not to be touched."""
     from_the_future: I64
     """Kept, but stamped for a remove-all that never happened: to be stamped back."""
+    unfinished: int
+    """Slots that were found in state WRITING, dropped or not."""
+    removed: int
+    """Slots that were found in state REMOVED and are believed, of any epoch."""
     data: SortedExtents
     """What the data area holds, in units."""
     keys: SortedExtents
@@ -95,6 +97,8 @@ def empty_audit(slot_count: int) -> SlotAudit:
         outdated=_NONE,
         lingering=_NONE,
         from_the_future=_NONE,
+        unfinished=0,
+        removed=0,
         data=SortedExtents(_NONE, _NONE),
         keys=SortedExtents(_NONE, _NONE),
     )
@@ -118,26 +122,32 @@ def audit_slots(
     lingering = writing[held]
     dead = (state != SlotState.FREE) & (state != SlotState.WRITING) & (columns.epoch < epoch)
     outdated = [writing[~held], np.flatnonzero(dead)]
+    removed = int((state == SlotState.REMOVED).sum())
     state[np.concatenate(outdated)] = SlotState.FREE
 
     data, keys = _extents(columns)
     overlapping = _overlapping(columns) if data.overlap or keys.overlap else _NONE
+    removed -= int((state[overlapping] == SlotState.REMOVED).sum())
     state[overlapping] = SlotState.FREE
-    superseded = _superseded(records, columns, keys_of)
-    state[superseded] = SlotState.FREE
-    if len(overlapping) or len(superseded):
+    superseded, ambiguous = _superseded(records, columns, keys_of)
+    removed -= int((state[ambiguous] == SlotState.REMOVED).sum())
+    dropped = np.concatenate([superseded, ambiguous])
+    state[dropped] = SlotState.FREE
+    if len(overlapping) or len(dropped):
         data, keys = _extents(columns)
     return SlotAudit(
         records=records,
         state=state,
         key_hash=columns.key_hash,
         pin=columns.pin,
-        corrupt=np.concatenate([corrupt, overlapping]),
+        corrupt=np.concatenate([corrupt, overlapping, ambiguous]),
         outdated=np.concatenate([*outdated, superseded]),
         lingering=lingering,
         from_the_future=np.flatnonzero(
             (state != SlotState.FREE) & (state != SlotState.WRITING) & (columns.epoch > epoch)
         ),
+        unfinished=len(writing),
+        removed=removed,
         data=data,
         keys=keys,
     )
@@ -215,8 +225,11 @@ def _overlapping(columns: _Columns) -> I64:
     return believed
 
 
-def _superseded(records: Slots, columns: _Columns, keys_of: Callable[[Slots], KeyColumn]) -> I64:
-    """Slots that hold a version older than another slot's of the same key.
+def _superseded(
+    records: Slots, columns: _Columns, keys_of: Callable[[Slots], KeyColumn]
+) -> tuple[I64, I64]:
+    """Slots that hold a version older than another slot's of the same key; and those of which one
+    cannot tell, because a key of that hash is damaged: the older one may be served as the newer.
 
     Only a kill between two steps of replacing a block leaves two; equal hashes are rare enough to
     look at their keys one by one.
@@ -226,42 +239,15 @@ def _superseded(records: Slots, columns: _Columns, keys_of: Callable[[Slots], Ke
     in_order = np.sort(columns.key_hash[rows])
     twice = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
     if not len(twice):
-        return _NONE
+        return _NONE, _NONE
     suspects = rows[np.isin(columns.key_hash[rows], twice)]
     suspects = suspects[np.argsort(records["sequence"][suspects])[::-1]]
+    keys, hashes = keys_of(records[suspects]), columns.key_hash[suspects]
+    unclear = np.isin(hashes, hashes[keys.hashes() != hashes])
     seen: set[bytes] = set()
     older: list[int] = []
-    for row, key in zip(suspects.tolist(), keys_of(records[suspects]).to_list(), strict=True):
-        if key in seen:
+    for row, key, skip in zip(suspects.tolist(), keys.to_list(), unclear.tolist(), strict=True):
+        if key in seen and not skip:
             older.append(row)
         seen.add(key)
-    return np.array(older, np.int64)
-
-
-def repair_index(index: HashIndex, key_hash: U64, served: Bools) -> int:
-    """Make the index name every served slot exactly once and no other; returns what was wrong.
-
-    `key_hash` uint64 [slots], `served` bool [slots].
-    """
-    numbers, positions = index.numbers()
-    good = (numbers >= 0) & (numbers < len(served))
-    at = np.where(good, numbers, 0)
-    tags = index.entries.reshape(-1)[positions] >> _TAG_SHIFT
-    good &= served[at] & (tags == key_hash[at] >> _TAG_SHIFT)
-    missing = served.copy()
-    missing[numbers[good]] = False
-    if int(good.sum()) != int(served.sum()) - int(missing.sum()):
-        good &= _first_of_each(at)
-    if not good.all():
-        index.clear_positions(positions[~good])
-    # The counts have no checksum: one too low hides keys, so they are always counted again.
-    index.recount(lambda kept: key_hash[kept])
-    rows = np.flatnonzero(missing)
-    index.insert(key_hash[rows], rows)
-    return len(rows) + int((~good).sum())
-
-
-def _first_of_each(numbers: I64) -> Bools:
-    result: Bools = np.zeros(len(numbers), np.bool_)
-    result[np.unique(numbers, return_index=True)[1]] = True
-    return result
+    return np.array(older, np.int64), suspects[unclear]

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from snapd.blocks import Pin
+from snapd.blocks import HashIndex, Pin
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.config import Settings, event
-from snapd.formats.segment import Slots, SlotState, data_units, key_units
+from snapd.formats.segment import U32, Slots, SlotState, data_units, key_units
 from snapd.segment import Segment
-from snapd.store.audit import SlotAudit, audit_slots, empty_audit, repair_index
+from snapd.store.audit import SlotAudit, audit_slots, empty_audit
 from snapd.store.book import SlotBook
 from snapd.store.eviction import Candidates, ages, cheapest_window, choose_victims, evictable
 from snapd.store.keys import KeyHeap, PaddedKeys
@@ -74,7 +74,9 @@ class BlockStore:
         self.settings = settings
         self.counters = Counters()
         self.heap = KeyHeap(mapping.key_heap)
-        self.index = mapping.index
+        self.index = HashIndex.allocate(len(mapping.slots))
+        """Private memory: a shared index that somebody wrote into would hide a block until the next
+        adoption, which would then serve it over a newer version, or after its removal."""
         self.heat = mapping.heat
         self.lingering: dict[int, I64] = {}
         """Writers whose connection is gone, and the slots that they may still write to."""
@@ -82,6 +84,8 @@ class BlockStore:
         """Removals so far are of versions below this sequence: see `Puts`."""
         self.on_cold_left: Callable[[I64], None] = lambda _rows: None
         """Called with cold slots that are being freed or removed."""
+        self.on_corrupt: Callable[[list[bytes], I64, U64, U32], None] = lambda *_: None
+        """Called with keys, slots, sequences and epochs of blocks that were dropped as corrupt."""
         self.on_slots_short: Callable[[], bool] = lambda: False
         """Called when no slot is free, before anything is evicted for one."""
         self._wall = wall_seconds - now
@@ -92,7 +96,7 @@ class BlockStore:
             if segment.created
             else audit_slots(mapping.slots, segment.geometry, segment.epoch, held, mapping.keys_of)
         )
-        self.book = SlotBook(mapping.slots, audit.records, audit.state)
+        self.book = SlotBook(mapping.slots, audit.records, audit.state, segment.tallies)
         self.lease_until = self._last_access(now)
         self.soft_until = np.where(audit.pin == Pin.SOFT, now + SOFT_PIN_SECONDS, -np.inf)
         self.hard_pinned = audit.pin == Pin.HARD
@@ -102,26 +106,41 @@ class BlockStore:
         self.space = Space(self.book, segment.geometry, growth, audit.data, audit.keys)
         if not segment.created:
             self._adopt(audit, held)
+        self.book.begin_tallies()
 
     # --- adoption -----------------------------------------------------------------------------
 
     def _adopt(self, audit: SlotAudit, held: frozenset[int]) -> None:
-        """Act on the audit: drop what fell through, mend the index, wait for late writers."""
-        segment, book, counters = self.segment, self.book, self.counters
-        book.forget(np.concatenate([audit.corrupt, audit.outdated]))
+        """Act on the audit: index what is served, drop what fell through, wait for late writers.
+
+        What a damaged slot may have been is settled before it is cleared: killed in between, the
+        next adoption finds it again and comes to the same conclusion.
+        """
+        segment, book, counters, left = self.segment, self.book, self.counters, self.segment.left
+        damaged = len(audit.corrupt) > 0
         book.restamp(audit.from_the_future, segment.epoch)
-        repairs = repair_index(self.index, audit.key_hash, audit.served)
+        self.index.fill(audit.key_hash[audit.served], np.flatnonzero(audit.served))
+        removal_lost = damaged and (left.removed is None or left.removed > audit.removed)
+        if removal_lost:
+            # What was removed may be on disk, and nobody knows any more which key it was.
+            self.begin_epoch(book.state == SlotState.PUBLISHED)
+        reservation_lost = damaged and (
+            left.unfinished is None or left.unfinished > audit.unfinished
+        )
+        in_doubt = bool(held) and (reservation_lost or segment.in_doubt)
+        segment.note_doubt(in_doubt=in_doubt)
+        if in_doubt:
+            self.space.withhold_gaps(held)
+        book.forget(np.concatenate([audit.corrupt, audit.outdated]))
         counters.adopted_blocks = int((book.state == SlotState.PUBLISHED).sum())
         counters.corrupt = len(audit.corrupt)
         counters.dropped_slots = len(audit.corrupt) + len(audit.outdated)
         writers = book.records["writer"][audit.lingering]
         for writer in np.unique(writers).tolist():
             self.lingering[writer] = audit.lingering[writers == writer]
-        if len(audit.corrupt) and held:
-            self.space.withhold_gaps(held)
         event(
             _LOG,
-            logging.WARNING if len(audit.corrupt) else logging.INFO,
+            logging.WARNING if damaged else logging.INFO,
             "segment adopted",
             blocks=counters.adopted_blocks,
             cold=int((book.state == SlotState.COLD).sum()),
@@ -129,7 +148,8 @@ class BlockStore:
             corrupt=len(audit.corrupt),
             outdated=len(audit.outdated),
             lingering=len(audit.lingering),
-            index_repairs=repairs,
+            removal_lost=removal_lost,
+            space_withheld=in_doubt,
         )
 
     def _last_access(self, now: float) -> F64:
@@ -142,6 +162,7 @@ class BlockStore:
     def find(self, keys: PaddedKeys) -> I64:
         """The served slot (published or cold) of each key, int64 [n], -1 where there is none."""
         records, epoch = self.book.records, self.segment.epoch
+        unequal: list[tuple[I64, I64]] = []
 
         def match(queries: I64, numbers: I64) -> Bools:
             inside = (numbers >= 0) & (numbers < len(records))
@@ -155,10 +176,36 @@ class BlockStore:
             )
             at = np.flatnonzero(good)
             offsets = found["key_offset"][at].astype(np.int64)
-            good[at] = self.heap.equal(keys, queries[at], offsets)
+            good[at] = same = self.heap.equal(keys, queries[at], offsets)
+            if not same.all():
+                unequal.append((queries[at[~same]], numbers[at[~same]]))
             return good
 
-        return self.index.find(keys.hashes, match)
+        result = self.index.find(keys.hashes, match)
+        for queries, rows in unequal:
+            self._check_keys(keys, queries, rows)
+        return result
+
+    def _check_keys(self, keys: PaddedKeys, queries: I64, rows: I64) -> None:
+        """Slots that have the hashes of these queries and other keys: two keys of one hash, once
+        in 2^64; or the key heap was damaged, and the block is not to be a miss that nobody counts.
+        """
+        rows, once = np.unique(rows, return_index=True)
+        records = self.book.records[rows]
+        damaged = self.segment.mapping.keys_of(records).hashes() != records["key_hash"]
+        if damaged.any():
+            names = [keys.keys[query] for query in queries[once[damaged]].tolist()]
+            self.drop_corrupt(rows[damaged], names, "key heap")
+
+    def drop_corrupt(self, rows: I64, keys: list[bytes], where: str) -> None:
+        """Free PUBLISHED or COLD slots because what they name in memory is damaged."""
+        records = self.book.records[rows]
+        event(
+            _LOG, logging.ERROR, "blocks corrupt in memory, dropped", blocks=len(rows), where=where
+        )
+        self.counters.corrupt += len(rows)
+        self.drop(rows)
+        self.on_corrupt(keys, rows, records["sequence"], records["epoch"])
 
     def lease(self, rows: I64, now: float) -> None:
         """Grant read leases, which also renews soft pins."""
@@ -321,21 +368,28 @@ class BlockStore:
             self._event_log(kind, keys)
 
     def drop(self, rows: I64) -> None:
-        """Free served slots and their index entries.
-
-        Killed in between, the audit finds an entry too few or a slot too many, and mends both.
-        """
+        """Free served slots and their index entries."""
         self.index.remove(self.book.records["key_hash"][rows], rows)
         self.free(rows)
 
-    def repoint(self, hashes: U64, old: I64, new: I64) -> None:
-        """Let the index name `new` slots instead of `old` ones."""
-        try:
-            self.index.replace(hashes, old, new)
-        except KeyError:  # somebody wrote into the shared index since `find` saw the entries
-            self.index.remove(hashes, old)
-            self.index.remove(hashes, new)
-            self.index.insert(hashes, new)
+    def begin_epoch(self, kept: Bools) -> I64:
+        """Kill every slot but `kept` (bool [slots], published ones); returns the rows that were
+        served and died. Whatever is on disk is older than the epoch and never comes back.
+
+        First the kept ones are stamped with the epoch to come, then the header's epoch rises: the
+        one store that counts. Killed before it, adoption stamps them back and nothing has
+        happened; killed after it, adoption drops the slots of the old epoch.
+        """
+        book = self.book
+        rows = np.flatnonzero(kept)
+        book.restamp(rows, self.segment.epoch + 1)
+        self.segment.raise_epoch()
+        served = (book.state == SlotState.PUBLISHED) | (book.state == SlotState.COLD)
+        dead = np.flatnonzero(served & ~kept)
+        self.index.clear()
+        self.index.fill(book.records["key_hash"][rows], rows)
+        self.free(np.concatenate([dead, np.flatnonzero(book.state == SlotState.REMOVED)]))
+        return dead
 
     def free(self, rows: I64) -> None:
         """Free slots that the index does not name."""
@@ -370,3 +424,5 @@ class BlockStore:
             self.free(self.lingering.pop(writer))
         if gone:
             self.space.writers_gone(gone)
+            if not self.space.withheld_until_gone:
+                self.segment.note_doubt(in_doubt=False)

@@ -23,6 +23,7 @@ from snapd.formats.segment import (
     seal_slots,
     slot_words,
 )
+from snapd.segment.tally import Tallies
 
 U8 = npt.NDArray[np.uint8]
 
@@ -30,10 +31,12 @@ U8 = npt.NDArray[np.uint8]
 class SlotBook:
     """n slots. `records` is the private copy, `state` a dense copy of its state column."""
 
-    def __init__(self, shared: Slots, records: Slots, state: U8) -> None:
+    def __init__(self, shared: Slots, records: Slots, state: U8, tallies: Tallies) -> None:
         """`records` is what the shared table says and `state` how far that is believed: a slot
-        that is FREE there but not here is to be dropped (`forget`)."""
+        that is FREE there but not here is to be dropped (`forget`). Until `begin_tallies`, the
+        tallies are those of the store before."""
         self._shared: U64 = slot_words(shared)
+        self._tallies = tallies
         self.records = records
         self._words: U64 = slot_words(records)
         self.state = state
@@ -44,6 +47,11 @@ class SlotBook:
 
     def __len__(self) -> int:
         return len(self.state)
+
+    def begin_tallies(self) -> None:
+        """What the store before left has been dealt with: count what is there."""
+        counts = np.bincount(self.state, minlength=max(SlotState) + 1)
+        self._tallies.begin(int(counts[SlotState.WRITING]), int(counts[SlotState.REMOVED]))
 
     def take(self, count: int) -> I64:
         """Numbers of free slots, `count` or as many as there are; they must then be filled."""
@@ -62,6 +70,7 @@ class SlotBook:
         Killed before the last store, the slot's seal word is still zero: free, and nobody has
         been told of it.
         """
+        self._tallies.add(int((records["state"] == SlotState.WRITING).sum()), 0)
         seal_slots(records)
         words = slot_words(records)
         self._words[rows] = words
@@ -78,19 +87,23 @@ class SlotBook:
         self._words[rows, SLOT_CHECKSUM_WORD] = checksums
         self._shared[rows, SLOT_CHECKSUM_WORD] = checksums
         self._set_state(rows, SlotState.PUBLISHED)
+        self._tallies.add(-len(rows), 0)
 
     def mark_removed(self, rows: I64) -> None:
         """→ REMOVED: one 8-byte store a slot, so a removal has happened or it has not."""
+        self._tallies.add(0, len(rows))
         self._set_state(rows, SlotState.REMOVED)
 
     def identify(self, rows: I64, sequences: U64, epoch: int) -> None:
         """Give WRITING slots a new sequence and epoch, because a removal overtook them.
 
-        Killed in the middle the slot is not valid and is dropped: it was not published yet.
+        The seal is zero meanwhile. Killed in the middle the slot is free, as it may be: its writer
+        has said that he is done, and nobody has been told that the block is there.
         """
         self.records["epoch"][rows] = epoch
         self.records["sequence"][rows] = sequences
         self._reseal(rows)
+        self._shared[rows, SLOT_SEAL_WORD] = 0
         self._shared[rows, SLOT_SEQUENCE_WORD] = sequences
         self._write_through(rows)
 
@@ -102,11 +115,14 @@ class SlotBook:
 
     def free(self, rows: I64) -> None:
         """→ FREE. The seal goes first: from that store on the slot is free."""
+        counts = np.bincount(self.state[rows], minlength=max(SlotState) + 1)
         self._shared[rows, SLOT_SEAL_WORD] = 0
         self._shared[rows] = 0
         self._words[rows] = 0
         self.state[rows] = SlotState.FREE
         self.give_back(rows)
+        if counts[SlotState.WRITING] or counts[SlotState.REMOVED]:
+            self._tallies.add(-int(counts[SlotState.WRITING]), -int(counts[SlotState.REMOVED]))
 
     def forget(self, rows: I64) -> None:
         """Clear slots that failed the audit. They are free already, as far as the book goes."""

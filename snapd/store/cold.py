@@ -67,9 +67,7 @@ class Cold:
         slots, sequences = np.zeros(count, np.int64), np.zeros(count, np.uint64)
         for part in rounds(keys.hashes):
             chosen = {name: column[part] for name, column in columns.items()}
-            some = (
-                keys if len(part) == count else PaddedKeys(keys.keys.take(part), keys.hashes[part])
-            )
+            some = keys if len(part) == count else keys.take(part)
             codes[part], slots[part], sequences[part] = self._register(
                 some, chosen, heats[part], now
             )
@@ -210,15 +208,15 @@ class Cold:
         return codes_reply(codes)
 
     def _publish(self, cold_rows: I64, rows: I64, now: float) -> None:
-        """The new slot first, the index then, the cold slot last: killed in between, the audit
-        finds two versions of a key and keeps the newer one, or the cold one alone."""
+        """The new slot first, the cold slot last: killed in between, the audit finds two versions
+        of a key and keeps the newer one."""
         blocks, book = self._blocks, self._blocks.book
         blocks.book.publish(rows, book.records["checksum"][cold_rows])
         blocks.heat[rows] = blocks.heat[cold_rows]
         blocks.lease_until[rows] = blocks.lease_until[cold_rows]
         blocks.soft_seconds[rows] = blocks.soft_seconds[cold_rows]
         blocks.begin_pins(rows, now)
-        blocks.repoint(book.records["key_hash"][rows], cold_rows, rows)
+        blocks.index.replace(book.records["key_hash"][rows], cold_rows, rows)
         blocks.free(cold_rows)
 
     def forget_fills(self, writer: int) -> I64:

@@ -66,7 +66,7 @@ class StoreEngine:
         self._daemon = DaemonSession(blocks)
         self._events = EventQueue(blocks)
         self._loads = LoadQueue()
-        self._reads = Reads(blocks, self._daemon, self._events)
+        self._reads = Reads(blocks, self._daemon)
         self._removals = Removals(blocks, self._daemon, self._events)
         self._puts = Puts(blocks, self._daemon, self._removals)
         self._cold = Cold(blocks, self._daemon)
@@ -78,6 +78,7 @@ class StoreEngine:
         self._next_tick = now + TICK_SECONDS
         blocks.on_cold_left = self._cold_left
         blocks.on_slots_short = self._removals.make_room
+        blocks.on_corrupt = self._events.corrupt
         self._cold.on_fill_failed = self._loads.settle
         self._loads.on_wanted = partial(self._wake, self._load_polls)
         self._loads.on_complete = self._waits.resolve
@@ -114,6 +115,8 @@ class StoreEngine:
         if now >= self._next_tick:
             self._next_tick = now + TICK_SECONDS
             self._blocks.reclaim()
+            if self._blocks.segment.heal_header():
+                event(_LOG, logging.ERROR, "segment header damaged and written again")
         return self._waits.due(now)
 
     def next_deadline(self) -> float:
@@ -313,6 +316,8 @@ class StoreEngine:
         if not 1 <= len(request.daemon_id) <= DAEMON_ID_BYTES_MAX:
             return m.Failure(ReturnCode.INVALID_PARAMS, "a daemon id has 1 to 64 bytes")
         first = not self._daemon.attached
+        if first:
+            self._removals.check_pending()
         is_new = self._daemon.attach(request.daemon_id, connection)
         if is_new is None:
             return m.Failure(ReturnCode.OBJECT_ALREADY_EXISTS, "another daemon is attached")

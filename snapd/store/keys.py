@@ -39,6 +39,10 @@ class PaddedKeys:
     def __len__(self) -> int:
         return len(self.hashes)
 
+    def take(self, rows: I64) -> PaddedKeys:
+        """The keys of these rows."""
+        return PaddedKeys(self.keys.take(rows), self.hashes[rows])
+
 
 class KeyHeap:
     """The key heap of a segment, as units of 4 words."""

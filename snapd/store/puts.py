@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from snapd.blocks.keys import I64, U64, Bools
+from snapd.blocks.keys import I64, U64, Bools, KeyColumn
 from snapd.formats.segment import DATA_UNIT_BYTES, SlotState
 from snapd.store.batches import (
     I32,
@@ -114,14 +114,17 @@ class Puts:
     def _publish(self, rows: I64, checksums: U64, now: float) -> I32:
         """Publish slots of different keys.
 
-        The slot first, the index then, the replaced slot last: killed in between, the audit finds
-        two versions of a key and keeps the newer, or a slot without an entry and adds it.
+        The slot first, the replaced slot last: killed in between, the audit finds two versions of
+        a key and keeps the newer. A slot whose key was damaged in the heap since it was reserved is
+        given up: it would not replace the version that its key has.
         """
         blocks = self._blocks
         records = blocks.book.records[rows]
         keys = PaddedKeys(blocks.segment.mapping.keys_of(records), records["key_hash"].copy())
+        intact = keys.keys.hashes() == keys.hashes
+        blocks.counters.corrupt += int((~intact).sum())
         existing = blocks.find(keys)
-        wins = ~self._daemon.serves(existing) | blocks.upsert[rows]
+        wins = intact & (~self._daemon.serves(existing) | blocks.upsert[rows])
         self._overtake(rows[wins], existing[wins])
         blocks.book.publish(rows[wins], checksums[wins])
         blocks.lease_until[rows[wins]] = now
@@ -130,17 +133,18 @@ class Puts:
         old = existing[wins]
         hashes, new = keys.hashes[wins], rows[wins]
         replaces = old >= 0
-        blocks.repoint(hashes[replaces], old[replaces], new[replaces])
+        blocks.index.replace(hashes[replaces], old[replaces], new[replaces])
         blocks.index.insert(hashes[~replaces], new[~replaces])
         if self._removals.disk_is_unknown:
             before = blocks.book.records["sequence"][new[~replaces]] - np.uint64(1)
             self._removals.remove_on_disk(keys, np.flatnonzero(wins)[~replaces], before)
-        self._replace(old[replaces], new[replaces])
+        self._replace(old[replaces], new[replaces], keys.keys.take(wins).take(replaces))
         blocks.free(rows[~wins])
         blocks.counters.puts += int(wins.sum())
-        return np.where(wins, ReturnCode.OK, ReturnCode.OBJECT_ALREADY_EXISTS).astype(np.int32)
+        codes = np.where(wins, ReturnCode.OK, ReturnCode.OBJECT_ALREADY_EXISTS)
+        return np.where(intact, codes, ReturnCode.WRITE_FAIL).astype(np.int32)
 
-    def _replace(self, old: I64, new: I64) -> None:
+    def _replace(self, old: I64, new: I64, keys: KeyColumn) -> None:
         """Slots `new` hold newer versions of the keys of `old`.
 
         The same bytes again are no news to the disk: the copy that it has stays as good as it was.
@@ -148,7 +152,7 @@ class Puts:
         records = self._blocks.book.records
         same = records["checksum"][old] == records["checksum"][new]
         same &= records["size"][old] == records["size"][new]
-        self._removals.supersede(old[~same])
+        self._removals.supersede(old[~same], keys.take(~same).to_list())
         self._blocks.free(old[same])
 
     def _overtake(self, rows: I64, existing: I64) -> None:

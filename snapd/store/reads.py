@@ -13,7 +13,6 @@ from snapd.formats.segment import DATA_UNIT_BYTES, SlotState
 from snapd.store.batches import codes_reply, padded_keys, slots_and_sequences
 from snapd.store.blocks import BlockStore
 from snapd.store.daemon import DaemonSession
-from snapd.store.events import EventQueue
 from snapd.store.keys import PaddedKeys
 from snapd.wire.codes import ReturnCode
 from snapd.wire.messages import Codes, Exist, Located, Query, ReportCorrupt
@@ -27,10 +26,9 @@ REHASH_BYTES_MAX = 256 * 2**20
 class Reads:
     """What clients ask without changing anything but leases and heat."""
 
-    def __init__(self, blocks: BlockStore, daemon: DaemonSession, events: EventQueue) -> None:
+    def __init__(self, blocks: BlockStore, daemon: DaemonSession) -> None:
         self._blocks = blocks
         self._daemon = daemon
-        self._events = events
 
     def exist(self, request: Exist, now: float) -> Codes:
         """1 for every key that is served, under a lease. Raises ProtocolError."""
@@ -87,7 +85,9 @@ class Reads:
                 codes[at] = ReturnCode.OK
                 dropped.append(row)
         if dropped:
-            self._drop_corrupt(np.array(dropped, np.int64))
+            gone = np.array(dropped, np.int64)
+            named = blocks.segment.mapping.keys_of(blocks.book.records[gone]).to_list()
+            blocks.drop_corrupt(gone, named, "data")
         return codes_reply(codes)
 
     def _is_good(self, row: int) -> bool:
@@ -102,15 +102,6 @@ class Reads:
             blocks.counters.corrupt += 1
             event(_LOG, logging.WARNING, "slot damaged and written again", slot=row)
         return True
-
-    def _drop_corrupt(self, rows: I64) -> None:
-        blocks = self._blocks
-        records = blocks.book.records[rows]
-        keys = blocks.segment.mapping.keys_of(records).to_list()
-        event(_LOG, logging.ERROR, "blocks corrupt in memory, dropped", blocks=len(rows))
-        blocks.counters.corrupt += len(rows)
-        blocks.drop(rows)
-        self._events.corrupt(keys, rows, records["sequence"], records["epoch"])
 
     def _located(self, rows: I64, *, offsets: bool) -> Located:
         """The answer for slots [n], -1 where there is none."""

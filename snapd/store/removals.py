@@ -39,11 +39,8 @@ class Removals:
         keys = padded_keys(request.keys)
         codes = np.full(len(keys), ReturnCode.OBJECT_NOT_FOUND, np.int32)
         for part in rounds(keys.hashes):
-            found = (
-                self._blocks.find(keys)[part]
-                if len(part) < len(keys)
-                else (self._blocks.find(keys))
-            )
+            some = keys if len(part) == len(keys) else keys.take(part)
+            found = self._blocks.find(some)
             # A cold block that cannot be loaded is still the key's block: it is removed, too.
             there = found >= 0
             leased = there & self._blocks.is_leased(np.where(there, found, 0), now)
@@ -51,7 +48,7 @@ class Removals:
                 codes[part[leased]] = ReturnCode.OBJECT_HAS_LEASE
                 there &= ~leased
             codes[part[there]] = ReturnCode.OK
-            self._remove_slots(found[there])
+            self._remove_slots(found[there], keys.keys.take(part[there]).to_list())
         unknown = np.flatnonzero(codes == ReturnCode.OBJECT_NOT_FOUND)
         if self.disk_is_unknown and len(unknown):
             sequences = self._blocks.segment.take_sequences(len(unknown))
@@ -71,39 +68,38 @@ class Removals:
         """
         self._post(keys.keys.take(at).to_list(), np.full(len(at), NO_SLOT), sequences)
 
-    def supersede(self, rows: I64) -> None:
-        """The index names newer versions than these slots, PUBLISHED or COLD, already.
+    def supersede(self, rows: I64, keys: list[bytes]) -> None:
+        """The index names newer versions than these slots, PUBLISHED or COLD, of these keys.
 
         To the disk that is a removal: the old version may be in a pack and the new one is not, so
         without it a power cut would bring the old one back.
         """
         if len(rows):
-            self._mark(rows)
+            self._mark(rows, keys)
             self.superseded += len(rows)
 
-    def _remove_slots(self, rows: I64) -> None:
-        """PUBLISHED or COLD → REMOVED, one store a slot, then the index and the space.
-
-        Killed in between, the audit takes entries to REMOVED slots out of the index; the space
-        of removed slots is free on adoption.
-        """
+    def _remove_slots(self, rows: I64, keys: list[bytes]) -> None:
+        """PUBLISHED or COLD → REMOVED, one store a slot, then the index and the space, which is
+        free on adoption."""
         if not len(rows):
             return
         hashes = self._blocks.book.records["key_hash"][rows]
-        keys = self._mark(rows)
+        self._mark(rows, keys)
         self._blocks.index.remove(hashes, rows)
         self._blocks.counters.removals += len(rows)
         self._blocks.note_removed("remove", keys)
 
-    def _mark(self, rows: I64) -> list[bytes]:
-        """→ REMOVED, and say so to the daemon; the keys."""
+    def _mark(self, rows: I64, keys: list[bytes]) -> None:
+        """→ REMOVED, and say so to the daemon.
+
+        The keys are those of the request: the ones in the heap may have been damaged since they
+        were compared, and the daemon must not journal the removal of another key.
+        """
         blocks = self._blocks
         records = blocks.book.records[rows]
-        keys = blocks.segment.mapping.keys_of(records).to_list()
         blocks.book.mark_removed(rows)
         blocks.retire(rows, records)
         self._post(keys, rows, records["sequence"])
-        return keys
 
     def _post(self, keys: list[bytes], rows: I64, sequences: U64) -> None:
         """Versions of `keys` up to `sequences` are gone."""
@@ -147,25 +143,24 @@ class Removals:
         return True
 
     def start_epoch(self, kept: Bools) -> int:
-        """Kill every slot but `kept` (bool [slots], published ones); returns how many keys died.
-
-        First the kept ones are stamped with the epoch to come, then the header's epoch rises: the
-        one store that counts. Killed before it, adoption stamps them back and nothing has
-        happened; killed after it, adoption drops the slots of the old epoch.
-        """
+        """`BlockStore.begin_epoch`, and say so to the daemon; returns how many keys died."""
         blocks = self._blocks
-        book = blocks.book
-        rows = np.flatnonzero(kept)
-        book.restamp(rows, blocks.segment.epoch + 1)
-        blocks.segment.raise_epoch()
+        dead = blocks.begin_epoch(kept)
         sequence = int(blocks.segment.take_sequences(1)[0])
         blocks.removed_below = sequence
-        served = (book.state == SlotState.PUBLISHED) | (book.state == SlotState.COLD)
-        dead = np.flatnonzero(served & ~kept)
-        blocks.index.clear()
-        blocks.index.insert(book.records["key_hash"][rows], rows)
-        blocks.free(np.concatenate([dead, np.flatnonzero(book.state == SlotState.REMOVED)]))
         blocks.counters.removals += len(dead)
         if self._daemon.attached:
             self._events.removed_all(sequence, blocks.segment.epoch)
         return len(dead)
+
+    def check_pending(self) -> None:
+        """Before a daemon is told of the removals that lie in slots: one whose key is damaged
+        cannot be told, and its key may be on disk. So nothing on disk counts any more."""
+        book = self._blocks.book
+        records = book.records[book.state == SlotState.REMOVED]
+        hashes = self._blocks.segment.mapping.keys_of(records).hashes()
+        damaged = int((hashes != records["key_hash"]).sum())
+        if damaged:
+            self._blocks.counters.corrupt += damaged
+            self.start_epoch(book.state == SlotState.PUBLISHED)
+            event(_LOG, logging.ERROR, "removals damaged; new epoch begun", removals=damaged)

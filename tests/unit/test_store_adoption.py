@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from store_kit import LocalStore, StoreClient, content, shared_memory_path
 
-from snapd.errors import LockHeldError, NewerFormatError, SegmentError
+from snapd.errors import LockHeldError, NewerFormatError, SegmentError, SettingError
 from snapd.formats import segment as layout
 from snapd.formats.segment import SlotState
 from snapd.segment import SegmentView, open_segment
@@ -222,27 +222,15 @@ def test_an_epoch_killed_after_its_header_has_happened(store: LocalStore) -> Non
     assert client.stats().bytes_used == 0
 
 
-@pytest.mark.parametrize("damage", ["cleared", "numbers", "displaced", "doubled", "random"])
-def test_the_key_index_is_mended(store: LocalStore, damage: str) -> None:
-    generator = np.random.default_rng(SEED)
+def test_the_key_index_is_made_anew_from_the_slots(store: LocalStore) -> None:
     blocks = fill(store.client(), 120)
-    index = store.blocks.index
-    flat = index.entries.reshape(-1)
-    used = np.flatnonzero(flat)
-    if damage == "cleared":
-        flat[used[::2]] = 0
-    elif damage == "numbers":
-        flat[used[::3]] ^= np.uint64(5)
-    elif damage == "displaced":
-        index.displaced[:] = 0
-        index.displaced[::2] = 9
-    elif damage == "doubled":
-        free = np.flatnonzero(flat == 0)[:10]
-        flat[free] = flat[used[:10]]
-    else:
-        at = generator.integers(0, len(flat), 50)
-        flat[at] = generator.integers(0, 2**63, 50, dtype=np.uint64)
-    store.restart()
+    geometry = store.segment.geometry
+    length = 68 * geometry.index_buckets
+    store.kill()
+    with open(store.path, "r+b") as file:  # where an older version had it
+        file.seek(geometry.index_offset)
+        file.write(content(SEED, length))
+    store.start()
     client = store.client()
     assert client.get(list(blocks)) == list(blocks.values())
     assert client.remove(list(blocks), force=True) == [0] * len(blocks)
@@ -313,13 +301,56 @@ def test_a_newer_layout_is_refused_and_left_alone(store: LocalStore) -> None:
     assert store.client().stats().blocks == 40
 
 
-def test_a_kill_while_the_segment_is_made_starts_over() -> None:
+@pytest.mark.parametrize("length", [0, 16, 4096, 50_000])
+def test_a_kill_while_the_segment_is_made_starts_over(length: int) -> None:
     with shared_memory_path() as path:
         with open(path, "wb") as file:
-            file.truncate(12345)
+            file.write(layout.encode_preamble()[:length])
+            file.truncate(length)
         segment = open_segment(path, 1 << 20, 256)
         assert segment.created
         segment.close()
+
+
+OTHER_FILES = {
+    "zeros": bytes(12345),
+    "a page of zeros": bytes(4096),
+    "text": b"notes\n" * 2000,
+    "short text": b"x",
+    "almost a preamble": layout.encode_preamble()[4:] + bytes(8192),
+    "random": content(SEED, 9000),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(OTHER_FILES))
+def test_a_file_that_is_no_segment_is_refused_and_left_alone(kind: str) -> None:
+    with shared_memory_path() as path:
+        with open(path, "wb") as file:
+            file.write(OTHER_FILES[kind])
+        before = os.stat(path)
+        with pytest.raises(SettingError, match=f"{path} is not a segment of snapd"):
+            open_segment(path, 1 << 20, 256)
+        with open(path, "rb") as file:
+            assert file.read() == OTHER_FILES[kind]
+        after = os.stat(path)
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+        assert not os.path.exists(path + ".bad")
+
+
+def test_a_damaged_segment_never_takes_the_place_of_another_file(store: LocalStore) -> None:
+    fill(store.client())
+    store.kill()
+    with open(store.path, "r+b") as file:
+        file.seek(20)
+        file.write(b"\xff")
+    with open(store.path + ".bad", "wb") as file:
+        file.write(b"somebody's notes")
+    with pytest.raises(SettingError, match=r"\.bad is not a segment"):
+        open_segment(store.path, 1 << 20, 256)
+    with open(store.path + ".bad", "rb") as file:
+        assert file.read() == b"somebody's notes"
+    os.unlink(store.path + ".bad")
+    store.start()
 
 
 def test_a_second_store_on_a_segment_is_refused(store: LocalStore) -> None:

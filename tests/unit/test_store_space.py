@@ -6,6 +6,7 @@ import numpy as np
 
 from snapd.formats.segment import SLOT_DTYPE, Geometry
 from snapd.segment.extents import SortedExtents
+from snapd.segment.tally import Tallies
 from snapd.store.book import SlotBook
 from snapd.store.space import Space
 
@@ -27,7 +28,9 @@ class SlowGrowth:
 def space_of(growth: SlowGrowth, slots: int = 64) -> tuple[Space, SlotBook]:
     geometry = Geometry.plan(bytes(16), 100 * 4096, slots)
     shared = np.zeros(slots, SLOT_DTYPE)
-    book = SlotBook(shared, shared.copy(), shared["state"].copy())
+    book = SlotBook(
+        shared, shared.copy(), shared["state"].copy(), Tallies(np.zeros(4096, np.uint8), bytes(16))
+    )
     nothing = SortedExtents(NOTHING, NOTHING)
     return Space(book, geometry, growth, nothing, nothing), book
 
