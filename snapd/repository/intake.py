@@ -63,6 +63,12 @@ class Intake:
         with self._state.catalog.lock:
             return [writer.header.sequence for writer in self._writers]
 
+    @property
+    def bytes_writing(self) -> int:
+        """Bytes of the packs that are being written, so far."""
+        with self._state.catalog.lock:
+            return sum(writer.bytes_written for writer in self._writers)
+
     def begin_pack(self) -> PackWriter:
         """A writer for the next pack. Raises DiskError when pack numbers are used up."""
         state = self._state

@@ -26,7 +26,12 @@ from snapd.repository.state import PackInfo, RepositoryState
 
 
 def make_manifest(
-    state: RepositoryState, *, pack_floor: int, journal_floor: int, now_ns: int
+    state: RepositoryState,
+    *,
+    pack_floor: int,
+    journal_floor: int,
+    now_ns: int,
+    write_debt_bytes: int = 0,
 ) -> Manifest:
     """The manifest of what is live now; the caller holds the catalog's lock.
 
@@ -62,6 +67,7 @@ def make_manifest(
         heat=catalog.column("heat", live_rows),
         incarnations=tuple(sorted(state.incarnations.values())),
         fingerprints=dict(state.fingerprints),
+        write_debt_bytes=write_debt_bytes,
     )
 
 

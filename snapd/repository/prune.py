@@ -69,6 +69,11 @@ class Pruner:
         """Generations that were on disk after the last run, and those learned of since."""
         return frozenset(self._packs_of)
 
+    def named(self, newest: int) -> frozenset[int]:
+        """Packs that the newest so many manifests name, of those that were learned of."""
+        kept = sorted(self._packs_of)[max(0, len(self._packs_of) - newest) :]
+        return frozenset[int]().union(*(self._packs_of[one] for one in kept))
+
     def learn(self, generation: int, packs: Collection[int]) -> None:
         """A manifest was just committed, or read, and names these packs."""
         self._packs_of[generation] = frozenset(packs)
@@ -79,9 +84,11 @@ class Pruner:
         writing: Collection[int],
         journal_floor: int,
         journal_keep: frozenset[int],
+        retain: int | None = None,
     ) -> PruneResult:
         """Delete what nothing keeps. `writing`: packs that are being written. Journal files up to
         `journal_floor` are covered by the newest manifest, except those in `journal_keep`.
+        `retain` (1 or more) generations stay, if that is fewer than usual.
 
         Crash argument: manifests go first, and durably; a crash then leaves packs that nobody
         needs, which the next run deletes. What packs say about others is durable in the journal
@@ -92,7 +99,8 @@ class Pruner:
         except LockHeldError:
             return PruneResult(blocked="a reader holds a pin (verify or backup is running)")
         try:
-            return self._prune(state, writing, journal_floor, journal_keep)
+            keep = self._retain if retain is None else max(1, min(retain, self._retain))
+            return self._prune(state, writing, journal_floor, journal_keep, keep)
         finally:
             pin.release()
 
@@ -102,6 +110,7 @@ class Pruner:
         writing: Collection[int],
         journal_floor: int,
         journal_keep: frozenset[int],
+        retain: int,
     ) -> PruneResult:
         generations = sorted(
             found
@@ -115,7 +124,7 @@ class Pruner:
                 except SnapdError as error:
                     return PruneResult(blocked=f"a manifest cannot be read: {error}")
                 self.learn(generation, [pack.sequence for pack in manifest.packs])
-        outdated, retained = generations[: -self._retain], generations[-self._retain :]
+        outdated, retained = generations[:-retain], generations[-retain:]
         for generation in outdated:
             self._disk.remove(manifest_name(generation))
         if outdated:

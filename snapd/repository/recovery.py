@@ -58,6 +58,8 @@ class Recovery:
     journal_findings: list[str] = field(default_factory=list)
     moved_aside: list[str] = field(default_factory=list)
     """Files that could not be used and were moved, with where they are now."""
+    write_debt_bytes: int = 0
+    """Of the daily write budget: what the manifest says is owed, and what was written since."""
 
 
 @dataclass(slots=True)
@@ -160,6 +162,7 @@ def _newest_manifest(disk: Disk, recovered: Recovered, *, use_manifests: bool) -
         state.catalog.remove_all(manifest.epoch)
         recovery.source = "previous" if recovery.unreadable_manifests else "manifest"
         recovery.generation, recovery.committed_at = generation, manifest.committed_ns / 1e9
+        recovery.write_debt_bytes = manifest.write_debt_bytes
         return manifest
     return None
 
@@ -195,7 +198,9 @@ def _load_packs(disk: Disk, recovered: Recovered, manifest: Manifest | None) -> 
             continue
         loaded.add(name)
         enter_pack(state, sealed, index, live)
-        if live is not None:
+        if live is None:
+            recovery.write_debt_bytes += sealed.file_bytes
+        else:
             rows = np.flatnonzero(live) + state.packs[sequence].rows.start
             state.catalog.set_heat(rows, named.heat(name))
         removals.append(index.removals)

@@ -32,6 +32,13 @@ from snapd.repository.prune import Pruner, PruneResult
 from snapd.repository.quarantine import copy_to_quarantine
 from snapd.repository.reader import PackFiles, read_blocks
 from snapd.repository.recovery import Recovery, recover_state
+from snapd.repository.space import (
+    SpaceBook,
+    SpaceColumns,
+    SpaceUse,
+    journal_bytes,
+    leftover_bytes,
+)
 from snapd.repository.state import RepositoryState
 from snapd.repository.summary import Generation, ManifestSummary
 from snapd.repository.verify import Progress, Sample, Verification, Verifier
@@ -80,6 +87,8 @@ class Repository:
         self._pruner = Pruner(disk, self._journal, retain)
         self._intake = self._new_intake()
         self._files = PackFiles(disk)
+        self._space = SpaceBook(disk)
+        self._leftover_bytes = 0
         self._commit_lock = threading.Lock()
         self._moved_aside: list[str] = []
         self._corrupt: list[str] = []
@@ -109,9 +118,11 @@ class Repository:
         lock = _pin(disk) if read_only else disk.lock(LOCK_FILE)
         try:
             moved: list[str] = []
+            leftover = 0
             if read_only:
                 repository_id = read_identity(disk)
             else:
+                leftover = leftover_bytes(disk)
                 repository_id, moved = prepare(disk)
         except BaseException:
             lock.release()
@@ -127,6 +138,7 @@ class Repository:
             now=now,
         )
         repository._moved_aside = moved
+        repository._leftover_bytes = leftover
         return repository
 
     def recover(self) -> Recovery:
@@ -250,9 +262,12 @@ class Repository:
         self._check_writable()
         return self._intake.remove(removals, epoch)
 
-    def commit(self, *, prune: bool = True) -> ManifestSummary:
+    def commit(
+        self, *, prune: bool = True, retain: int | None = None, write_debt_bytes: int = 0
+    ) -> ManifestSummary:
         """Make a snapshot of what is live: one manifest, read back; then prune, unless `prune` is
-        off because a source has not been put back yet.
+        off because a source has not been put back yet. `retain` generations stay, if that is fewer
+        than usual; `write_debt_bytes` is what the daily write budget owes, for the next process.
 
         Raises DiskError or CorruptError: the generation before is untouched then and nothing is
         pruned. A failure to prune is no failure of the snapshot; `ManifestSummary.pruned` says it.
@@ -276,6 +291,7 @@ class Repository:
                     pack_floor=min([state.pack_last + 1, *writing]) - 1,
                     journal_floor=self._intake.journal_sealed,
                     now_ns=int(self._now() * 1e9),
+                    write_debt_bytes=write_debt_bytes,
                 )
                 live = self.catalog.live_rows()
             file_bytes = write_manifest(self.disk, self.repository_id, generation, manifest)
@@ -288,7 +304,7 @@ class Repository:
             self._pruner.learn(generation, [pack.sequence for pack in manifest.packs])
             pruned = PruneResult(blocked="a source is not settled")
             if prune:
-                pruned = self._prune(manifest.journal_floor)
+                pruned = self._prune(manifest.journal_floor, retain)
             return ManifestSummary(
                 generation,
                 manifest.committed_ns / 1e9,
@@ -299,6 +315,22 @@ class Repository:
                 file_bytes,
                 pruned,
             )
+
+    def prune(self, retain: int | None = None) -> PruneResult:
+        """Delete what no retained generation needs, without making a new one; `retain` (1 or more)
+        generations stay, if that is fewer than usual. Not while a source has not been put back."""
+        self._check_writable()
+        with self._commit_lock:
+            return self._prune(0, retain)
+
+    def space_use(self) -> SpaceUse:
+        """Bytes of all files. Raises DiskError if a directory cannot be listed."""
+        return self._space.use(self._state, self._intake.bytes_writing)
+
+    def space_columns(self, retained: int) -> SpaceColumns:
+        """Packs and live rows, for `snapd.plans.space`, if the newest `retained` of the manifests
+        that are there now keep what they name."""
+        return self._space.columns(self._state, self._pruner.named(retained))
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -352,6 +384,7 @@ class Repository:
         if recovery.source == "empty" and found.corrupt and not self.read_only:
             self._moved_aside += move_aside(self.disk, found.corrupt)
         recovery.moved_aside = list(self._moved_aside)
+        recovery.write_debt_bytes += self._leftover_bytes + journal_bytes(self.disk)
         self._state = found.state
         self._corrupt = found.corrupt
         self._intake.close()
@@ -373,10 +406,12 @@ class Repository:
             pack_bytes_max=self._pack_bytes_max,
         )
 
-    def _prune(self, journal_floor: int) -> PruneResult:
+    def _prune(self, journal_floor: int, retain: int | None = None) -> PruneResult:
         writing = self._intake.writing()
         try:
-            pruned = self._pruner.prune(self._state, writing, journal_floor, self._journal_keep)
+            pruned = self._pruner.prune(
+                self._state, writing, journal_floor, self._journal_keep, retain
+            )
         except DiskError as error:
             return PruneResult(blocked=str(error))
         if pruned.manifests:
