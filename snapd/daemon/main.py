@@ -179,6 +179,7 @@ class Daemon:
             *recovery.unreadable_manifests,
             *recovery.unreadable_packs,
             *recovery.journal_findings,
+            *recovery.damaged_headers,
         ):
             event(_logger, logging.ERROR, "found damage in the repository", finding=finding)
         for name in recovery.moved_aside:

@@ -15,7 +15,6 @@ from snapd.formats.sealed import (
     PAGE_BYTES,
     FileHeader,
     FileTrailer,
-    check_header_and_trailer,
     decode_header,
     decode_trailer,
     padded,
@@ -28,11 +27,14 @@ INDEX_BYTES_MAX = 1 << 31
 
 @dataclass(frozen=True, slots=True)
 class SealedFile:
-    """A sealed file whose header and trailer were verified."""
+    """A sealed file of this repository whose trailer was verified, and its header as well unless
+    `problem` says otherwise."""
 
     name: str
     trailer: FileTrailer
     file_bytes: int
+    problem: str = ""
+    """What is wrong with the header. It costs nothing: the trailer repeats every field of it."""
 
     @property
     def header(self) -> FileHeader:
@@ -78,7 +80,7 @@ def read_header(disk: Disk, name: str, magic: bytes) -> FileHeader:
 
 
 def read_sealed(disk: Disk, name: str, magic: bytes, repository_id: bytes) -> SealedFile:
-    """Header and trailer of a sealed file of this repository.
+    """Header and trailer of a sealed file of this repository; a bad header is no error.
 
     Raises CorruptError, NewerFormatError or DiskError.
     """
@@ -86,13 +88,26 @@ def read_sealed(disk: Disk, name: str, magic: bytes, repository_id: bytes) -> Se
         return _read_ends(file, name, magic, repository_id)
 
 
+def check_version(disk: Disk, name: str, magic: bytes) -> None:
+    """Raises NewerFormatError if one of the ends of a file says that it is newer, and DiskError if
+    it cannot be read. Damage is no error here."""
+    with opened(disk, name) as file:
+        with suppress(CorruptError):
+            decode_header(bytes(read_exactly(file, PAGE_BYTES, 0, name)), magic)
+            return
+        size = file.size()
+        with suppress(CorruptError):
+            tail = read_exactly(file, PAGE_BYTES, max(0, size - PAGE_BYTES), name)
+            decode_trailer(bytes(tail), magic, size)
+
+
 def read_index(
     disk: Disk, name: str, magic: bytes, repository_id: bytes, *, direct: bool = False
 ) -> tuple[SealedFile, memoryview]:
     """A sealed file and the bytes of its index, whose digest is not checked yet.
 
-    `direct` reads from the medium, not from the page cache: to see what was really written.
-    Raises CorruptError, NewerFormatError or DiskError.
+    `direct` reads from the medium, not from the page cache: to see what was really written. A bad
+    header is `SealedFile.problem`, no error. Raises CorruptError, NewerFormatError or DiskError.
     """
     with opened(disk, name, direct=direct) as file:
         sealed = _read_ends(file, name, magic, repository_id)
@@ -135,13 +150,24 @@ def discard(disk: Disk, file: DiskFile, name: str) -> None:
 
 
 def _read_ends(file: DiskFile, name: str, magic: bytes, repository_id: bytes) -> SealedFile:
+    """The trailer is the end to trust: it was written last, says where the index is and what it
+    must be, and repeats the header, which is there for the eyes of people and tools. So a header
+    that is bad, or of another file, costs nothing as long as the trailer is of this repository and,
+    which the caller checks, of this name."""
     size = file.size()
     if size < 2 * PAGE_BYTES or size % PAGE_BYTES:
         raise CorruptError(f"{name} is {size} bytes long: cut off, or never finished")
-    header = decode_header(bytes(read_exactly(file, PAGE_BYTES, 0, name)), magic)
+    head = bytes(read_exactly(file, PAGE_BYTES, 0, name))
     tail = bytes(read_exactly(file, PAGE_BYTES, size - PAGE_BYTES, name))
+    problem = ""
+    header: FileHeader | None = None
+    try:
+        header = decode_header(head, magic)
+    except CorruptError as error:
+        problem = f"{error}; the trailer serves instead"
     trailer = decode_trailer(tail, magic, size)
-    check_header_and_trailer(header, trailer)
-    if header.repository_id != repository_id:
+    if trailer.header.repository_id != repository_id:
         raise CorruptError(f"{name} belongs to another repository")
-    return SealedFile(name, trailer, size)
+    if header not in {None, trailer.header}:
+        problem = "the header is of another file; the trailer serves instead"
+    return SealedFile(name, trailer, size, problem)

@@ -9,14 +9,12 @@ import numpy as np
 from snapd.blocks import BlockTable, Codec
 from snapd.blocks.keys import I64
 from snapd.disk import Disk
-from snapd.errors import DiskError
 from snapd.formats.pack import REMOVALS_MAX, PackIndex
 from snapd.formats.removals import Removals
 from snapd.formats.sealed import ID_BYTES, PACK_MAGIC, FileHeader
 from snapd.formats.tables import Incarnation
 from snapd.repository.files import SealedFile
 from snapd.repository.journal import Journal
-from snapd.repository.names import PACK_SEQUENCE_MAX
 from snapd.repository.recovery import enter_pack
 from snapd.repository.state import RepositoryState
 from snapd.repository.writer import PackWriter
@@ -73,11 +71,9 @@ class Intake:
         """A writer for the next pack. Raises DiskError when pack numbers are used up."""
         state = self._state
         with state.catalog.lock:
-            if state.pack_last >= PACK_SEQUENCE_MAX:
-                raise DiskError("pack numbers are used up: move the repository aside")
-            state.pack_last += 1
+            sequence = state.next_pack()
             header = FileHeader(
-                PACK_MAGIC, state.repository_id, secrets.token_bytes(ID_BYTES), state.pack_last
+                PACK_MAGIC, state.repository_id, secrets.token_bytes(ID_BYTES), sequence
             )
             writer = PackWriter(
                 self._disk, header, self, codec=self._codec, bytes_max=self._pack_bytes_max

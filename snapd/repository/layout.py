@@ -8,17 +8,25 @@ import secrets
 from collections.abc import Iterable
 
 from snapd.disk import Disk
-from snapd.errors import CorruptError, DiskError, NothingThereError, SnapdError
+from snapd.errors import (
+    CorruptError,
+    DiskError,
+    NewerFormatError,
+    NothingThereError,
+    SnapdError,
+)
 from snapd.formats.repository import decode_repository, encode_repository
-from snapd.formats.sealed import ID_BYTES, MANIFEST_MAGIC, PACK_MAGIC
-from snapd.repository.files import opened, read_header, write_durably
+from snapd.formats.sealed import ID_BYTES, JOURNAL_MAGIC, MANIFEST_MAGIC, PACK_MAGIC
+from snapd.repository.files import check_version, opened, read_header, write_durably
 from snapd.repository.names import (
     ASIDE,
     DIRECTORIES,
+    JOURNAL,
     MANIFESTS,
     PACKS,
     REPOSITORY_FILE,
     TEMPORARY,
+    parse_journal,
     parse_manifest,
     parse_pack,
 )
@@ -45,17 +53,52 @@ def read_identity(disk: Disk) -> bytes:
     return found
 
 
+def refuse_newer(problem: str) -> NewerFormatError:
+    """The refusal of a writer, which names the file and the way out."""
+    return NewerFormatError(
+        f"{problem}. Nothing was changed. Run that snapd, or move the repository aside to start "
+        "with an empty one"
+    )
+
+
+def check_versions(disk: Disk) -> None:
+    """Refuse a repository in which any file is newer than this version.
+
+    What such a file says is not known: that a key was removed, for one, or which of its versions is
+    the newest. A writer that went on without it would serve what is gone, and its own files would
+    bury what it could not read. So the whole repository waits for a snapd that can.
+
+    Raises NewerFormatError; DiskError only if a directory cannot be listed.
+    """
+    found = [
+        f"{MANIFESTS}/{name}" for name in disk.list(MANIFESTS) if parse_manifest(name) is not None
+    ]
+    named = dict.fromkeys(found, MANIFEST_MAGIC)
+    found = [f"{JOURNAL}/{name}" for name in disk.list(JOURNAL) if parse_journal(name) is not None]
+    named |= dict.fromkeys(found, JOURNAL_MAGIC)
+    found = [f"{PACKS}/{name}" for name in disk.list(PACKS) if parse_pack(name) is not None]
+    named |= dict.fromkeys(found, PACK_MAGIC)
+    for name, magic in named.items():
+        try:
+            check_version(disk, name, magic)
+        except NewerFormatError as error:
+            raise refuse_newer(f"{name}: {error}") from error
+        except DiskError:
+            continue  # whoever needs the file finds out and says so
+
+
 def prepare(disk: Disk) -> tuple[bytes, list[str]]:
     """Make the directory a repository for its writer: identity, subdirectories, no leftovers.
 
     Returns the repository's id and the files that were moved aside. The caller holds the lock.
-    Raises NewerFormatError or DiskError.
+    Raises NewerFormatError, before anything was changed, or DiskError.
 
     Crash argument: the subdirectories are durable before the identity is, and each step is left
     alone when it is done already, so a crash anywhere is repaired by the next start.
     """
     with contextlib.suppress(CorruptError, DiskError):
         _read_repository_file(disk)  # that of a newer snapd is refused before anything is changed
+    check_versions(disk)
     for name in DIRECTORIES:
         disk.make_directory(name)
     for directory in ("", *DIRECTORIES):
@@ -109,8 +152,10 @@ def _read_repository_file(disk: Disk) -> bytes:
 
 def _identity_of_files(disk: Disk) -> bytes | None:
     """The id in the newest readable manifest, else in the newest readable pack."""
-    manifests = [f"{MANIFESTS}/{name}" for name in disk.list(MANIFESTS) if parse_manifest(name)]
-    packs = [f"{PACKS}/{name}" for name in disk.list(PACKS) if parse_pack(name)]
+    manifests = [
+        f"{MANIFESTS}/{name}" for name in disk.list(MANIFESTS) if parse_manifest(name) is not None
+    ]
+    packs = [f"{PACKS}/{name}" for name in disk.list(PACKS) if parse_pack(name) is not None]
     found = [(name, MANIFEST_MAGIC) for name in manifests[::-1]]
     found += [(name, PACK_MAGIC) for name in packs[::-1]]
     for name, magic in found:

@@ -20,7 +20,7 @@ from snapd.formats.sealed import (
     encode_trailer,
     index_digest,
 )
-from snapd.repository.files import read_index, write_durably
+from snapd.repository.files import SealedFile, read_index, write_durably
 from snapd.repository.names import MANIFESTS, manifest_name
 from snapd.repository.state import PackInfo, RepositoryState
 
@@ -94,7 +94,7 @@ def write_manifest(disk: Disk, repository_id: bytes, generation: int, manifest: 
     pieces = [encode_header(header), body, encode_trailer(trailer)]
     write_durably(disk, name, MANIFESTS, pieces)
     sealed, raw = read_index(disk, name, MANIFEST_MAGIC, repository_id, direct=True)
-    if sealed.trailer != trailer or index_digest(raw) != trailer.index_digest:
+    if sealed.trailer != trailer or sealed.problem or index_digest(raw) != trailer.index_digest:
         raise CorruptError(f"{name} does not read back as it was written")
     return sealed.file_bytes
 
@@ -104,8 +104,16 @@ def read_manifest(disk: Disk, repository_id: bytes, generation: int) -> tuple[Ma
 
     Raises CorruptError, NewerFormatError or DiskError.
     """
+    manifest, sealed = read_manifest_file(disk, repository_id, generation)
+    return manifest, sealed.file_bytes
+
+
+def read_manifest_file(
+    disk: Disk, repository_id: bytes, generation: int
+) -> tuple[Manifest, SealedFile]:
+    """A verified manifest and what is known of its file. Raises as `read_manifest` does."""
     name = manifest_name(generation)
     sealed, raw = read_index(disk, name, MANIFEST_MAGIC, repository_id)
     if sealed.header.sequence != generation:
         raise CorruptError(f"{name} is of generation {sealed.header.sequence}")
-    return decode_manifest(raw, sealed.trailer), sealed.file_bytes
+    return decode_manifest(raw, sealed.trailer), sealed

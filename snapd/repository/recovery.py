@@ -18,7 +18,7 @@ from snapd.formats.removals import Removals
 from snapd.formats.sealed import PACK_MAGIC, PAGE_BYTES
 from snapd.repository.files import SealedFile, read_index, read_sealed
 from snapd.repository.journal import JournalScan, scan_journal
-from snapd.repository.manifests import read_manifest
+from snapd.repository.manifests import read_manifest_file
 from snapd.repository.names import (
     MANIFESTS,
     PACKS,
@@ -56,6 +56,9 @@ class Recovery:
     unreadable_packs: list[str] = field(default_factory=list)
     """One sentence each. The files are kept."""
     journal_findings: list[str] = field(default_factory=list)
+    damaged_headers: list[str] = field(default_factory=list)
+    """One sentence for each file whose header is bad. They are used all the same: what the header
+    says is repeated at their end."""
     moved_aside: list[str] = field(default_factory=list)
     """Files that could not be used and were moved, with where they are now."""
     write_debt_bytes: int = 0
@@ -71,6 +74,13 @@ class Recovered:
     journal: JournalScan
     corrupt: list[str]
     """Names of manifests and packs that are certainly damaged, not just newer or unreachable."""
+    newer: list[str] = field(default_factory=list)
+    """One sentence for each file of a newer version: a writer must not go on without them."""
+
+    def note_newer(self, sentence: str, error: SnapdError) -> None:
+        """Note a file that a newer version wrote."""
+        if isinstance(error, NewerFormatError):
+            self.newer.append(sentence)
 
 
 def recover_state(disk: Disk, repository_id: bytes, *, use_manifests: bool = True) -> Recovered:
@@ -92,6 +102,7 @@ def recover_state(disk: Disk, repository_id: bytes, *, use_manifests: bool = Tru
     state.catalog.remove_all(journal.epoch)
     state.catalog.remove(journal.removals)
     recovery.journal_findings = list(journal.findings)
+    recovered.newer += journal.newer
     recovery.blocks, recovery.bytes = state.catalog.live_totals()
     recovery.packs = len(state.packs)
     recovery.epoch = state.epoch
@@ -143,19 +154,23 @@ def _newest_manifest(disk: Disk, recovered: Recovered, *, use_manifests: bool) -
     generations = sorted(
         found for name in disk.list(MANIFESTS) if (found := parse_manifest(name)) is not None
     )
-    state.generation_last = max(generations, default=0)
+    state.generations_taken = frozenset(generations)
     if not use_manifests:
         return None
     for generation in reversed(generations):
         try:
-            manifest, file_bytes = read_manifest(disk, state.repository_id, generation)
+            manifest, sealed = read_manifest_file(disk, state.repository_id, generation)
         except SnapdError as error:
             recovery.unreadable_manifests.append(_told(manifest_name(generation), error))
             if isinstance(error, CorruptError):
                 recovered.corrupt.append(manifest_name(generation))
+            recovered.note_newer(recovery.unreadable_manifests[-1], error)
             continue
+        if sealed.problem:
+            recovery.damaged_headers.append(f"{sealed.name}: {sealed.problem}")
         state.generation, state.committed_ns = generation, manifest.committed_ns
-        state.manifest_bytes[generation] = file_bytes
+        state.generation_last = generation
+        state.manifest_bytes[generation] = sealed.file_bytes
         state.pack_floor, state.pack_last = manifest.pack_floor, manifest.pack_last
         state.learn_incarnations(manifest.incarnations)
         state.learn_fingerprints(manifest.fingerprints)
@@ -185,7 +200,6 @@ def _load_packs(disk: Disk, recovered: Recovered, manifest: Manifest | None) -> 
     for name in names:
         identity = parse_pack(name.removeprefix(f"{PACKS}/"))
         sequence = identity[0] if identity else 0
-        state.pack_last = max(state.pack_last, sequence)
         try:
             if sequence in state.packs or named.another(sequence, name):
                 raise CorruptError(f"{name} has the number of another pack")
@@ -195,7 +209,11 @@ def _load_packs(disk: Disk, recovered: Recovered, manifest: Manifest | None) -> 
             recovery.unreadable_packs.append(_told(name, error))
             if isinstance(error, CorruptError):
                 recovered.corrupt.append(name)
+            recovered.note_newer(recovery.unreadable_packs[-1], error)
+            state.unreadable_packs[name] = sequence
             continue
+        if sealed.problem:
+            recovery.damaged_headers.append(f"{name}: {sealed.problem}")
         loaded.add(name)
         enter_pack(state, sealed, index, live)
         if live is None:
@@ -263,14 +281,19 @@ class _Named:
 
 
 def _reserve(disk: Disk, state: RepositoryState, names: list[str]) -> None:
-    """Make room for all rows at once: growing step by step would cost time and peak memory."""
+    """Make room for all rows at once: growing step by step would cost time and peak memory. Learns
+    which numbers were given out: a name is no proof, so only those that the file confirms."""
     rows = key_bytes = 0
+    found = (parse_pack(name.removeprefix(f"{PACKS}/")) for name in names)
+    state.packs_taken = frozenset(identity[0] for identity in found if identity)
     for name in names:
         try:
             sealed = read_sealed(disk, name, PACK_MAGIC, state.repository_id)
         except SnapdError:
             # Reported by whoever loads it.
             continue
+        if name == pack_name(sealed.header.sequence, sealed.header.file_id):
+            state.pack_last = max(state.pack_last, sealed.header.sequence)
         # What the trailer says is not verified yet: no more than the file can hold.
         count = min(sealed.trailer.rows, sealed.file_bytes // PAGE_BYTES)
         rows += count

@@ -19,13 +19,12 @@ from snapd.formats.tables import FINGERPRINTS_MAX, Incarnation
 from snapd.repository.catalog import Catalog
 from snapd.repository.intake import Intake
 from snapd.repository.journal import Journal
-from snapd.repository.layout import move_aside, prepare, read_identity
+from snapd.repository.layout import move_aside, prepare, read_identity, refuse_newer
 from snapd.repository.manifests import make_manifest, read_manifest, write_manifest
 from snapd.repository.names import (
     LOCK_FILE,
     MANIFESTS,
     PINS_FILE,
-    SEQUENCE_MAX,
     parse_manifest,
 )
 from snapd.repository.prune import Pruner, PruneResult
@@ -49,6 +48,9 @@ PENDING_REMOVALS_MAX = 65_536
 """Removals that wait in the journal for the next pack. Beyond that a commit seals a pack with
 nothing else in it. Below, it does not: a pack for each flush with a removal would be thousands a
 day, each read at every recovery, where the journal costs one read for all."""
+JOURNAL_BYTES_MAX = 64 * 2**20
+"""Bytes in the journal beyond which a commit seals such a pack as well: a removal that comes alone
+takes two pages of the journal, and every recovery reads them."""
 _PIN_SECONDS = 10.0
 """How long a reader waits for pruning to end."""
 
@@ -170,6 +172,7 @@ class Repository:
         self._state.learn_fingerprints(known.fingerprints)
         # A number that a damaged manifest had is not given to another snapshot.
         self._state.generation_last = max(self._state.generation_last, known.generation_last)
+        self._state.generations_taken |= known.generations_taken
         self.catalog.remove_all(known.epoch)
         recovery.epoch = self.epoch
         recovery.blocks, recovery.bytes = self.catalog.live_totals()
@@ -277,14 +280,14 @@ class Repository:
         """
         self._check_writable()
         with self._commit_lock:
-            if self._intake.removals_pending > PENDING_REMOVALS_MAX:
+            if (
+                self._intake.removals_pending > PENDING_REMOVALS_MAX
+                or self._journal.bytes_pending > JOURNAL_BYTES_MAX
+            ):
                 self.begin_pack().seal()
             with self.catalog.lock:
                 state = self._state
-                if state.generation_last >= SEQUENCE_MAX:
-                    raise DiskError("generations are used up: move the repository aside")
-                state.generation_last += 1
-                generation = state.generation_last
+                generation = state.next_generation()
                 writing = self._intake.writing()
                 manifest = make_manifest(
                     state,
@@ -381,6 +384,8 @@ class Repository:
     def _recover(self, *, use_manifests: bool) -> Recovery:
         found = recover_state(self.disk, self.repository_id, use_manifests=use_manifests)
         recovery = found.recovery
+        if found.newer and not self.read_only:
+            raise refuse_newer(found.newer[0])
         if recovery.source == "empty" and found.corrupt and not self.read_only:
             self._moved_aside += move_aside(self.disk, found.corrupt)
         recovery.moved_aside = list(self._moved_aside)
@@ -388,7 +393,9 @@ class Repository:
         self._state = found.state
         self._corrupt = found.corrupt
         self._intake.close()
-        self._journal = Journal(self.disk, self.repository_id, found.journal.sequence_last)
+        self._journal = Journal(
+            self.disk, self.repository_id, found.journal.sequence_last, found.journal.taken
+        )
         if not self.read_only:
             self._journal.renew(found.journal)
         self._journal_keep = found.journal.keep

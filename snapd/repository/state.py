@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from snapd.formats.tables import Incarnation
 from snapd.repository.catalog import Catalog
-from snapd.repository.names import pack_name
+from snapd.repository.names import PACK_SEQUENCE_MAX, SEQUENCE_MAX, next_number, pack_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,17 @@ class RepositoryState:
     pack_floor: int = 0
     """Of the newest manifest: packs up to here that it does not name are obsolete."""
     pack_last: int = 0
-    """Highest pack number that was ever seen or given out."""
+    """Highest pack number that a readable file says, or that was given out."""
+    packs_taken: frozenset[int] = frozenset()
+    """Numbers in the names of pack files at recovery, whatever is in them."""
+    unreadable_packs: dict[str, int] = field(default_factory=dict)
+    """Names, and the numbers in them, of pack files that recovery could not read."""
     generation: int = 0
     """Of the newest manifest that was recovered or committed; 0 if there is none."""
     generation_last: int = 0
-    """Highest generation that was ever seen or given out, unreadable ones included."""
+    """Highest generation that a readable manifest says, or that was given out."""
+    generations_taken: frozenset[int] = frozenset()
+    """Generations in the names of manifests at recovery, whatever is in them."""
     committed_ns: int = 0
     """When `generation` was committed; 0 if there is none."""
     manifest_bytes: dict[int, int] = field(default_factory=dict)
@@ -99,6 +105,17 @@ class RepositoryState:
             free = max(self.fingerprints, default=0) + 1
         self.fingerprints[free] = label
         return free
+
+    def next_pack(self) -> int:
+        """Give out a pack number. Raises DiskError when they are used up."""
+        self.pack_last = next_number(self.pack_last, self.packs_taken, PACK_SEQUENCE_MAX)
+        return self.pack_last
+
+    def next_generation(self) -> int:
+        """Give out a generation. Raises DiskError when they are used up."""
+        taken = self.generations_taken
+        self.generation_last = next_number(self.generation_last, taken, SEQUENCE_MAX)
+        return self.generation_last
 
     def next_ordinal(self) -> int:
         """The ordinal of the next incarnation: above every one that any version carries, and above

@@ -16,7 +16,7 @@ from snapd.formats.sealed import padded
 from snapd.plans import windows
 from snapd.repository.files import aligned_buffer
 from snapd.repository.journal import scan_journal
-from snapd.repository.manifests import read_manifest
+from snapd.repository.manifests import read_manifest_file
 from snapd.repository.names import (
     MANIFESTS,
     PACKS,
@@ -117,10 +117,12 @@ class Verifier:
             if chosen is not None and not all_blocks:
                 break
             try:
-                manifest, _ = read_manifest(self._disk, self._repository_id, generation)
+                manifest, sealed = read_manifest_file(self._disk, self._repository_id, generation)
             except SnapdError as error:
                 result.findings.append(Finding(manifest_name(generation), str(error)))
                 continue
+            if sealed.problem:
+                result.findings.append(Finding(sealed.name, sealed.problem))
             if chosen is None and wanted in {None, generation}:
                 chosen, result.generation = manifest, generation
         return chosen
@@ -156,6 +158,8 @@ class Verifier:
             result.findings.append(Finding(name, str(error), affected))
             return
         result.packs += 1
+        if sealed.problem:
+            result.findings.append(Finding(name, sealed.problem))
         blocks = index.blocks
         if (digest and digest != sealed.trailer.index_digest) or (
             live is not None and len(live) != len(blocks)

@@ -242,7 +242,7 @@ class PackWriter:
         sealed, raw = read_index(
             self._disk, self._name, PACK_MAGIC, self.header.repository_id, direct=True
         )
-        if sealed.trailer != trailer:
+        if sealed.trailer != trailer or sealed.problem:
             raise CorruptError(f"{self._name} does not read back as it was written")
         return sealed, decode_pack_index(raw, trailer)
 

@@ -7,6 +7,7 @@ import errno
 import numpy as np
 import pytest
 import xxhash
+from fault_ledger import FaultClass, case
 from repository_kit import append, blank, content, contents_of, put, remove, table_of
 
 from snapd.blocks import Codec, KeyColumn, hash_keys
@@ -19,6 +20,7 @@ from snapd.errors import (
     NothingThereError,
     RefusedError,
 )
+from snapd.formats.journal import RecordPlace, _encode, encode_batch
 from snapd.formats.sealed import HEADER_DTYPE, PAGE_BYTES
 from snapd.repository import PackWriter, Repository, RowState, Sample, intake
 from snapd.repository import repository as repository_module
@@ -46,14 +48,21 @@ def flip(disk: SimulatedDisk, name: str, at: int, mask: int = 0xFF) -> None:
     disk.replace_contents(name, bytes(data))
 
 
-def make_newer(disk: SimulatedDisk, name: str) -> None:
-    """Give a sealed file the format version after ours, with a fitting checksum."""
+def make_newer(disk: SimulatedDisk, name: str, *, end: bool = False) -> None:
+    """Give a file the format version after ours in its header, or in its trailer at the `end`, with
+    a fitting checksum."""
     data = disk.contents(name)
-    record = np.frombuffer(data[:PAGE_BYTES], HEADER_DTYPE).copy()
+    at = len(data) - PAGE_BYTES if end else 0
+    record = np.frombuffer(data[at : at + PAGE_BYTES], HEADER_DTYPE).copy()
     record["format_version"] += 1
     body = record.tobytes()[: PAGE_BYTES - 8]
     page = body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
-    disk.replace_contents(name, page + data[PAGE_BYTES:])
+    disk.replace_contents(name, data[:at] + page + data[at + PAGE_BYTES :])
+
+
+def all_files(disk: SimulatedDisk) -> list[str]:
+    """Every file of a repository that was ever written."""
+    return [*names_in(disk, "packs"), *names_in(disk, "manifests"), *names_in(disk, "journal")]
 
 
 @pytest.fixture
@@ -120,6 +129,7 @@ def test_nothing_usable_starts_empty_and_moves_the_files_aside(disk: SimulatedDi
     for directory in ("manifests", "packs"):
         for name in names_in(disk, directory):
             flip(disk, name, 100)
+            flip(disk, name, len(disk.contents(name)) - 100)
     before = len(names_in(disk, "packs")) + len(names_in(disk, "manifests"))
     with Repository.open(disk) as repository:
         recovery = repository.recover()
@@ -160,47 +170,62 @@ def test_losing_the_index_that_superseded_a_block_does_not_bring_it_back(
 # --- newer and foreign files --------------------------------------------------------------------
 
 
-def test_a_newer_manifest_is_kept_nothing_is_pruned_and_work_goes_on(disk: SimulatedDisk) -> None:
-    newest = "manifests/0000000002.manifest"
-    make_newer(disk, newest)
-    kept = disk.contents(newest)
-    with opened(disk, retain=1) as repository:
-        assert contents_of(repository) == WHOLE
-        packs = set(names_in(disk, "packs"))
-        for sequence in range(10, 14):
-            put(repository, values(sequence, "a"), sequence=sequence)
-            summary = repository.commit()
-            assert "cannot be read" in summary.pruned.blocked
-        assert summary.generation == 6
-        assert packs <= set(names_in(disk, "packs"))
-        assert len(disk.list("manifests")) == 6
-    assert disk.contents(newest) == kept
+@pytest.mark.parametrize("directory", ["manifests", "packs", "journal"])
+def test_a_writer_refuses_a_newer_file_and_changes_nothing(
+    disk: SimulatedDisk, directory: str
+) -> None:
+    with opened(disk) as repository:
+        remove(repository, [b"b"], sequence=9)
+    for name in names_in(disk, directory):
+        whole = disk.contents(name)
+        make_newer(disk, name)
+        with case(FaultClass.OTHER_VERSION, f"a writer meets a newer file in {directory}"):
+            before = {one: disk.contents(one) for one in all_files(disk)}
+            for _ in range(2):
+                with pytest.raises(NewerFormatError, match=f"{name}.*move the repository aside"):
+                    Repository.open(disk)
+            assert {one: disk.contents(one) for one in all_files(disk)} == before
+        disk.replace_contents(name, whole)
+    with opened(disk) as repository:
+        assert contents_of(repository) == {key: WHOLE[key] for key in WHOLE if key != b"b"}
 
 
-def test_a_newer_pack_is_kept_and_the_rest_is_served(disk: SimulatedDisk) -> None:
-    newest = names_in(disk, "packs")[-1]
-    make_newer(disk, newest)
-    with Repository.open(disk) as repository:
+def test_a_newer_trailer_is_seen_behind_a_damaged_header(disk: SimulatedDisk) -> None:
+    name = names_in(disk, "packs")[-1]
+    make_newer(disk, name, end=True)
+    flip(disk, name, 100)
+    with pytest.raises(NewerFormatError):
+        Repository.open(disk)
+
+
+def test_a_record_that_only_a_newer_journal_knows_is_refused_too(disk: SimulatedDisk) -> None:
+    with opened(disk) as repository:
+        remove(repository, [b"b"], sequence=9)
+        at = RecordPlace(1, 1)
+        unknown = _encode(77, b"x", 0, at, repository.repository_id)  # type: ignore[arg-type]
+    name = names_in(disk, "journal")[-1]
+    disk.replace_contents(name, disk.contents(name) + b"".join(encode_batch([unknown])))
+    before = {one: disk.contents(one) for one in all_files(disk)}
+    with case(FaultClass.OTHER_VERSION, "a writer meets a journal record of an unknown kind"):
+        with (
+            Repository.open(disk) as repository,
+            pytest.raises(NewerFormatError, match="kinds that are not known"),
+        ):
+            repository.recover()
+        assert {one: disk.contents(one) for one in all_files(disk)} == before
+
+
+def test_readers_say_which_files_are_newer(disk: SimulatedDisk) -> None:
+    make_newer(disk, "manifests/0000000002.manifest")
+    make_newer(disk, names_in(disk, "packs")[-1])
+    with Repository.open(disk, read_only=True) as repository:
         recovery = repository.recover()
+        assert "newer" in recovery.unreadable_manifests[0]
         assert "newer" in recovery.unreadable_packs[0]
-        assert b"c" not in contents_of(repository)
-        put(repository, values(30, "d"), sequence=30)
-        for _ in range(5):
-            repository.commit()
-        assert newest in names_in(disk, "packs")
-
-
-def test_only_newer_files_are_left_where_they_are(disk: SimulatedDisk) -> None:
-    for directory in ("manifests", "packs"):
-        for name in names_in(disk, directory):
-            make_newer(disk, name)
-    before = names_in(disk, "manifests") + names_in(disk, "packs")
-    with Repository.open(disk) as repository:
-        recovery = repository.recover()
-        assert (recovery.source, recovery.moved_aside) == ("empty", [])
-        put(repository, values(1, "new"))
-        repository.commit()
-        assert set(before) < set(names_in(disk, "manifests") + names_in(disk, "packs"))
+        problems = [one.problem for one in repository.generations()]
+        assert ["newer" in one for one in problems] == [False, True]
+        findings = repository.verify(all_blocks=True).findings
+        assert sum("newer" in one.problem for one in findings) == 2
 
 
 def test_a_newer_repository_is_refused(disk: SimulatedDisk) -> None:
@@ -294,6 +319,98 @@ def test_what_does_not_read_back_as_written_is_an_error_and_nothing_is_pruned(
         assert set(before[0]) <= set(names_in(disk, "manifests"))
         assert set(before[1]) <= set(names_in(disk, "packs"))
         assert contents_of(repository).items() >= WHOLE.items()
+
+
+# --- names and ends -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("directory", ["packs", "manifests"])
+@pytest.mark.parametrize("what", ["zeros", "a flipped bit", "of another file"])
+def test_a_bad_header_costs_nothing_and_is_a_finding(
+    disk: SimulatedDisk, directory: str, what: str
+) -> None:
+    for name in names_in(disk, directory):
+        data = disk.contents(name)
+        header = {
+            "zeros": bytes(PAGE_BYTES),
+            "a flipped bit": bytes([data[0] ^ 1]) + data[1:PAGE_BYTES],
+            "of another file": disk.contents(
+                next(one for one in names_in(disk, directory) if one != name)
+            )[:PAGE_BYTES],
+        }[what]
+        with case(FaultClass.DISK_LIES, f"header of one of the {directory}: {what}"):
+            disk.replace_contents(name, header + data[PAGE_BYTES:])
+            is_read = name != "manifests/0000000001.manifest"
+            with Repository.open(disk, read_only=True) as repository:
+                recovery = repository.recover()
+                assert recovery.damaged_headers == [
+                    one for one in recovery.damaged_headers if name in one
+                ]
+                assert len(recovery.damaged_headers) == is_read
+                assert (recovery.source, recovery.blocks_lost) == ("manifest", 0)
+                assert contents_of(repository) == WHOLE
+                found = repository.verify(all_blocks=True).findings
+                assert [one.file for one in found] == [name]
+                assert "trailer serves" in found[0].problem
+        disk.replace_contents(name, data)
+
+
+def test_a_trailer_of_another_pack_is_not_believed(disk: SimulatedDisk) -> None:
+    first, second = names_in(disk, "packs")[:2]
+    disk.replace_contents(first, disk.contents(second))
+    with opened(disk) as repository, case(FaultClass.DISK_LIES, "a pack in place of another"):
+        kept = contents_of(repository)
+        assert kept == {key: data for key, data in WHOLE.items() if key in kept}
+        assert "header of another pack" in repository.recover().unreadable_packs[0]
+
+
+FAR = "9999999999"
+"""The highest number that fits into a name."""
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        f"packs/4294967294-{'ab' * 16}.pack",
+        f"manifests/{FAR}.manifest",
+        f"journal/{FAR}.journal",
+    ],
+)
+@pytest.mark.parametrize("what", ["empty", "noise", "a copy"])
+def test_a_stray_file_with_a_high_number_uses_up_nothing(
+    disk: SimulatedDisk, stray: str, what: str
+) -> None:
+    directory = stray.partition("/")[0]
+    with opened(disk) as repository:
+        remove(repository, [b"b"], sequence=9)
+    like = disk.contents(names_in(disk, directory)[-1])
+    data = {"empty": b"", "noise": np.random.default_rng(SEED).bytes(9000), "a copy": like}[what]
+    file = disk.open(stray, "x")
+    file.write([data], 0)
+    file.close()
+    with case(FaultClass.HOSTILE_FILE, f"{what} under the name of a far number in {directory}"):
+        for sequence in range(20, 23):
+            with Repository.open(disk) as repository:
+                recovery = repository.recover()
+                told = [
+                    *recovery.unreadable_packs,
+                    *recovery.unreadable_manifests,
+                    *recovery.journal_findings,
+                ]
+                # What holds nothing at all is what a crash leaves of a new journal file.
+                assert any(stray in one for one in told) or (directory, what) == (
+                    "journal",
+                    "empty",
+                )
+                put(repository, values(sequence, "d"), sequence=sequence)
+                remove(repository, [b"c"], sequence=sequence)
+                summary = repository.commit()
+                assert summary.generation < 100
+                assert max(repository._state.packs) < 100
+                wanted = {key: data for key, data in WHOLE.items() if key not in {b"b", b"c"}}
+                assert contents_of(repository) == wanted | values(sequence, "d")
+        if data or directory != "journal":
+            assert disk.contents(stray) == data
 
 
 def test_names_that_are_no_packs_are_left_alone(disk: SimulatedDisk) -> None:
