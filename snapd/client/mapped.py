@@ -49,6 +49,11 @@ class MappedSegment:
         self._writers: Counter[int] = Counter()
         self._lock = threading.Lock()
 
+    @property
+    def data_bytes(self) -> int:
+        """Length of the data area."""
+        return self._end - self._data_start
+
     def addresses(self, offsets: U64, sizes: U64) -> list[int]:
         """Addresses of n extents of the data area, with page tables filled.
 

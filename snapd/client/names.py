@@ -22,12 +22,15 @@ def encode_names(names: Sequence[bytes]) -> KeyBatch:
 
 
 def split_batch(
-    names: Sequence[bytes], block_bytes: Sequence[int] | None = None
+    names: Sequence[bytes],
+    block_bytes: Sequence[int] | None = None,
+    block_bytes_max: int | None = None,
 ) -> Iterator[slice]:
     """Cut a batch into runs of rows that fit one request each: by number of keys, by their bytes
     and, with `block_bytes`, by the bytes of the blocks."""
+    bytes_max = REQUEST_BLOCK_BYTES_MAX if block_bytes_max is None else block_bytes_max
     small = len(names) <= min(BATCH_KEYS_MAX, REQUEST_KEY_BYTES_MAX // KEY_BYTES_MAX)
-    if small and sum(block_bytes or ()) <= REQUEST_BLOCK_BYTES_MAX:
+    if small and sum(block_bytes or ()) <= bytes_max:
         if names:
             yield slice(0, len(names))
         return
@@ -39,7 +42,7 @@ def split_batch(
         full = (
             row - start == BATCH_KEYS_MAX
             or key_total > REQUEST_KEY_BYTES_MAX
-            or block_total > REQUEST_BLOCK_BYTES_MAX
+            or block_total > bytes_max
         )
         if full and row > start:
             yield slice(start, row)

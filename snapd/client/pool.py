@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from snapd.client.link import REQUEST_SECONDS_MAX, LinkOptions, StoreLink
 from snapd.client.mapped import MappedSegment
+from snapd.client.names import REQUEST_BLOCK_BYTES_MAX
 from snapd.config.logs import event
 from snapd.errors import (
     CorruptError,
@@ -20,7 +21,7 @@ from snapd.errors import (
     SegmentError,
     StoreUnavailableError,
 )
-from snapd.wire.connection import RequestFailedError
+from snapd.wire.connection import RequestFailedError, UnansweredError
 
 Result = TypeVar("Result")
 
@@ -54,11 +55,19 @@ class LinkPool:
         self._away_since: float | None = None
         _pools.add(self)
 
-    def run(self, operation: Callable[[StoreLink], Result]) -> Result:
+    @property
+    def put_bytes_max(self) -> int:
+        """Most bytes to reserve at once: a store refuses a writer more than half of what it has."""
+        segment = self._segment
+        share = REQUEST_BLOCK_BYTES_MAX if segment is None else segment.data_bytes // 4
+        return min(REQUEST_BLOCK_BYTES_MAX, share)
+
+    def run(self, operation: Callable[[StoreLink], Result], *, repeatable: bool = True) -> Result:
         """Run `operation` on a link; once more, from its start, if the link broke under it.
 
-        So operations may be carried out twice, and all of this client's are such that this is
-        right. A request that reached its deadline is not repeated.
+        So operations may be carried out twice. One that is not `repeatable` is run again only if
+        its request had not been sent: the store may have carried it out. A request that reached
+        its deadline is not repeated.
 
         Raises StoreUnavailableError when there is no store, RequestFailedError when it refuses,
         ProtocolError when it does not make sense.
@@ -70,7 +79,8 @@ class LinkPool:
             try:
                 return self._run_once(operation, self._borrow())
             except StoreUnavailableError as error:
-                if isinstance(error.__cause__, TimeoutError):
+                unsafe = isinstance(error, UnansweredError) and not repeatable
+                if unsafe or isinstance(error.__cause__, TimeoutError):
                     raise
             return self._run_once(operation, self._connect())
         finally:

@@ -135,13 +135,18 @@ def _deliver(link: StoreLink, found: _Found, delivery: Delivery, result: I64) ->
     corrupt = held & ~right
     result[found.rows[corrupt]] = ReturnCode.INVALID_READ
     delivery.counters.add(moved=int((~held).sum()), corrupt=int(corrupt.sum()))
-    if corrupt.any():
-        _report(link, found.take(corrupt))
+    doubtful = corrupt | ~before
+    if doubtful.any():
+        _report(link, found.take(doubtful))
     failed: I64 = found.rows[~good]
     return failed
 
 
-def _report(link: StoreLink, corrupt: _Found) -> None:
-    """Tell the store, which checks for itself before it drops anything."""
-    slots = corrupt.slots.astype(np.uint32).tobytes()
-    link.call(ReportCorrupt(slots, corrupt.sequences.tobytes()), Codes)
+def _report(link: StoreLink, doubtful: _Found) -> None:
+    """Tell the store, which checks for itself before it drops anything.
+
+    Not only of wrong bytes: a slot that is not what the store has just said was replaced at this
+    very moment, or somebody wrote into the table, and only the store can write it again.
+    """
+    slots = doubtful.slots.astype(np.uint32).tobytes()
+    link.call(ReportCorrupt(slots, doubtful.sequences.tobytes()), Codes)

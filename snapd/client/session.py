@@ -20,7 +20,7 @@ from snapd.wire.codes import ReturnCode
 from snapd.wire.connection import RequestFailedError
 
 Operation = Callable[[StoreLink], I64]
-"""What is done on a link, once more if the link breaks; int64 [n]."""
+"""What is done on a link, mostly once more if the link breaks; int64 [n]."""
 
 KeyRequest = Callable[[StoreLink, Sequence[bytes]], I64]
 """A request about n keys on a link; int64 [n]."""
@@ -50,12 +50,16 @@ class ClientSession:
         return self._by_key(keys, requests.sizes)
 
     def remove(self, keys: Sequence[bytes], *, force: bool) -> I64:
-        """0 or a negative code for each key, int64 [n]."""
-        return self._by_key(keys, partial(requests.remove, force=force))
+        """0 or a negative code for each key, int64 [n].
+
+        A removal whose answer was lost with the store is not repeated, since it would also take
+        what somebody has put since: RPC_FAIL says that it may have happened.
+        """
+        return self._by_key(keys, partial(requests.remove, force=force), repeatable=False)
 
     def remove_all(self, *, force: bool) -> int:
-        """Number of keys removed, or a negative code."""
-        return self._value(partial(requests.remove_all, force=force))
+        """Number of keys removed, or a negative code; not repeated, as `remove`."""
+        return self._value(partial(requests.remove_all, force=force), repeatable=False)
 
     def put(self, keys: Sequence[bytes], sources: Sources, options: PutOptions) -> I64:
         """0 or a negative code for each key, int64 [n]; blocks have at least 1 byte."""
@@ -64,7 +68,8 @@ class ClientSession:
             taken = sources.take(range(part.start, part.stop))
             return partial(requests.put, keys=keys[part], sources=taken, options=options)
 
-        return self._by_part(split_batch(keys, sources.sizes), operation, len(keys))
+        parts = split_batch(keys, sources.sizes, self._pool.put_bytes_max)
+        return self._by_part(parts, operation, len(keys))
 
     def get(
         self,
@@ -90,30 +95,37 @@ class ClientSession:
         """End all connections; transfers of other threads end first."""
         self._pool.close()
 
-    def _by_key(self, keys: Sequence[bytes], request: KeyRequest) -> I64:
+    def _by_key(
+        self, keys: Sequence[bytes], request: KeyRequest, *, repeatable: bool = True
+    ) -> I64:
         def operation(part: slice) -> Operation:
             return partial(_apply, request, keys[part])
 
-        return self._by_part(split_batch(keys), operation, len(keys))
+        return self._by_part(split_batch(keys), operation, len(keys), repeatable=repeatable)
 
     def _by_part(
-        self, parts: Iterable[slice], operation: Callable[[slice], Operation], count: int
+        self,
+        parts: Iterable[slice],
+        operation: Callable[[slice], Operation],
+        count: int,
+        *,
+        repeatable: bool = True,
     ) -> I64:
         """Answers to all parts, int64 [count]. Once the store is away the rest is not tried: it
         could cost a deadline for each part."""
         result = np.full(count, ReturnCode.RPC_FAIL, np.int64)
         for part in parts:
             try:
-                result[part] = self._pool.run(operation(part))
+                result[part] = self._pool.run(operation(part), repeatable=repeatable)
             except RequestFailedError as error:
                 result[part] = _code_of(error)
             except (StoreUnavailableError, ProtocolError):
                 break
         return result
 
-    def _value(self, operation: Callable[[StoreLink], int]) -> int:
+    def _value(self, operation: Callable[[StoreLink], int], *, repeatable: bool = True) -> int:
         try:
-            return self._pool.run(operation)
+            return self._pool.run(operation, repeatable=repeatable)
         except RequestFailedError as error:
             return _code_of(error)
         except (StoreUnavailableError, ProtocolError):

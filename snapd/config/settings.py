@@ -41,6 +41,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     runtime_dir: Annotated[SocketDirectory, setting("Directory of the sockets.")] = (
         "/run/mooncake-snapd"
     )
+    group_shared: Annotated[
+        bool,
+        setting("Share sockets and segment with processes of our group, not only of our user."),
+    ] = False
     http: Annotated[
         str, setting("host:port of /metrics, /healthz, /readyz and /status; empty is off.")
     ] = "127.0.0.1:9470"
@@ -85,7 +89,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     eviction_high_watermark_ratio: Annotated[
         Ratio, setting("Share of memory in use at which eviction starts.")
     ] = 0.95
-    eviction_ratio: Annotated[Ratio, setting("Share of memory freed by one eviction.")] = 0.05
+    eviction_ratio: Annotated[
+        Ratio, setting("Share of memory freed by one eviction, in steps of 8192 blocks.")
+    ] = 0.05
     log_format: Annotated[
         Literal["text", "json"], setting("key=value fields, or one JSON object a line.")
     ] = "text"

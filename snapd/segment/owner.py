@@ -193,8 +193,11 @@ class Segment:
             self._state = new
 
 
-def open_segment(path: str, data_bytes: int, slot_count: int) -> Segment:
-    """Adopt the segment at `path`, or make a new one of this geometry.
+def open_segment(
+    path: str, data_bytes: int, slot_count: int, *, group_shared: bool = False
+) -> Segment:
+    """Adopt the segment at `path`, or make a new one of this geometry; mode 0600, or 0660 with
+    `group_shared`.
 
     A segment of another geometry is adopted as it is, with a warning. One whose header is damaged
     is moved aside to `<path>.bad` and a new one made. A file that is neither a segment nor empty
@@ -205,6 +208,8 @@ def open_segment(path: str, data_bytes: int, slot_count: int) -> Segment:
         descriptor = _open_locked(path)
         try:
             page = os.pread(descriptor, HEADER_BYTES, 0)
+            if not page or is_of_a_segment(page):
+                _set_mode(path, descriptor, 0o660 if group_shared else 0o600)
             if not page or is_unfinished(page):
                 return _create(path, descriptor, data_bytes, slot_count)
             _refuse_other_files(path, page)
@@ -229,6 +234,19 @@ def _refuse_other_files(path: str, page: bytes) -> None:
             f"{path} is not a segment of snapd: it is left alone; set another segment_path, or "
             "move the file away"
         )
+
+
+def _set_mode(path: str, descriptor: int, mode: int) -> None:
+    """Who may map the segment. Raises SegmentError if it belongs to somebody else."""
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) == mode:
+        return
+    try:
+        os.fchmod(descriptor, mode)
+    except OSError as error:
+        raise SegmentError(
+            f"cannot set the mode of segment {path} to {mode:#o}: {error.strerror}; "
+            "set group_shared as its owner did"
+        ) from error
 
 
 def _first_page(path: str) -> bytes:

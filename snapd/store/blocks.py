@@ -32,6 +32,10 @@ F64 = npt.NDArray[np.float64]
 LARGE_SHARE = 64
 """Blocks over this part of the data area are large."""
 
+EVICTED_AHEAD_MAX = 8192
+"""Most blocks evicted at once beyond what is needed now: 50,000 would hold everybody up for a tenth
+of a second. The next put that needs room goes on from there."""
+
 WINDOWS_PER_REQUEST_MAX = 64
 HEAT_HALF_LIFE_SECONDS = 3600.0
 SOFT_PIN_SECONDS = 1800.0
@@ -328,12 +332,18 @@ class BlockStore:
             return data, np.ones(len(positions), np.int64), key_units(records["key_length"])
 
         share = self.settings.eviction_ratio
-        needs = (
+        needed = (units, slots, names)
+        wanted = (
             max(units, int(share * self.space.capacity_units)) if units else 0,
             max(slots, int(share * len(self.book))) if slots else 0,
             names,
         )
-        victims = rows[choose_victims(ages(candidates, rows, now), gains_of, needs)]
+        age = ages(candidates, rows, now)
+        victims = choose_victims(age, gains_of, wanted)
+        if len(victims) > EVICTED_AHEAD_MAX:
+            enough = choose_victims(age, gains_of, needed)
+            victims = victims[: max(len(enough), EVICTED_AHEAD_MAX)]
+        victims = rows[victims]
         self._evict_rows(victims)
         return len(victims)
 

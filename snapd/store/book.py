@@ -24,6 +24,7 @@ from snapd.formats.segment import (
     slot_words,
 )
 from snapd.segment.tally import Tallies
+from snapd.store.unfinished import Unfinished
 
 U8 = npt.NDArray[np.uint8]
 
@@ -41,6 +42,7 @@ class SlotBook:
         self._words: U64 = slot_words(records)
         self.state = state
         free = np.flatnonzero(self.state == SlotState.FREE)[::-1].astype(np.uint32)
+        self.unfinished = Unfinished(records[self.state == SlotState.WRITING])
         self._free = np.empty(len(records), np.uint32)
         self._free[: len(free)] = free
         self.free_count = len(free)
@@ -70,7 +72,9 @@ class SlotBook:
         Killed before the last store, the slot's seal word is still zero: free, and nobody has
         been told of it.
         """
-        self._tallies.add(int((records["state"] == SlotState.WRITING).sum()), 0)
+        writing = records[records["state"] == SlotState.WRITING]
+        self._tallies.add(len(writing), 0)
+        self.unfinished.add(writing)
         seal_slots(records)
         words = slot_words(records)
         self._words[rows] = words
@@ -84,6 +88,7 @@ class SlotBook:
         Killed between the two stores, the slot has a checksum and the seal of a slot without one:
         `snapd.store.audit` recognises that as WRITING, which is what it still is.
         """
+        self.unfinished.end(self.records[rows])
         self._words[rows, SLOT_CHECKSUM_WORD] = checksums
         self._shared[rows, SLOT_CHECKSUM_WORD] = checksums
         self._set_state(rows, SlotState.PUBLISHED)
@@ -116,6 +121,8 @@ class SlotBook:
     def free(self, rows: I64) -> None:
         """→ FREE. The seal goes first: from that store on the slot is free."""
         counts = np.bincount(self.state[rows], minlength=max(SlotState) + 1)
+        if counts[SlotState.WRITING]:
+            self.unfinished.end(self.records[rows[self.state[rows] == SlotState.WRITING]])
         self._shared[rows, SLOT_SEAL_WORD] = 0
         self._shared[rows] = 0
         self._words[rows] = 0

@@ -41,7 +41,10 @@ def run_store(settings: Settings, event_log: Path | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     began = time.monotonic()
     segment = open_segment(
-        settings.segment_path, settings.global_segment_size, slot_count(settings)
+        settings.segment_path,
+        settings.global_segment_size,
+        slot_count(settings),
+        group_shared=settings.group_shared,
     )
     log = EventLogFile(event_log) if event_log is not None else None
     servers: list[StoreServer] = []
@@ -72,7 +75,7 @@ def run_store(settings: Settings, event_log: Path | None = None) -> int:
                 socket=path,
             )
 
-        servers.append(StoreServer(engine, path, ready))
+        servers.append(StoreServer(engine, path, ready, group_shared=settings.group_shared))
         growth.check()
         _serve(servers[0], path)
         event(_LOG, logging.INFO, "store stopped", segment=segment.path)

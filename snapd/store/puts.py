@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from snapd.blocks.keys import I64, U64, Bools, KeyColumn
-from snapd.formats.segment import DATA_UNIT_BYTES, SlotState
+from snapd.formats.segment import DATA_UNIT_BYTES, SlotState, data_units
 from snapd.store.batches import (
     I32,
     codes_reply,
@@ -56,6 +58,9 @@ class Puts:
         offsets = np.zeros(len(keys), np.int64)
         sequences = np.zeros(len(keys), np.uint64)
         wanted = np.flatnonzero(codes == ReturnCode.OK)
+        allowed = self._within_bounds(writer, data_units(sizes[wanted]))
+        codes[wanted[~allowed]] = ReturnCode.NO_AVAILABLE_HANDLE
+        wanted = wanted[allowed]
         got = blocks.reserve(keys, wanted, sizes[wanted], now, evict=True)
         codes[wanted[got.slots < 0]] = ReturnCode.NO_AVAILABLE_HANDLE
         won = got.slots >= 0
@@ -79,6 +84,22 @@ class Puts:
         slots[rows], sequences[rows] = into, records["sequence"]
         offsets[rows] = blocks.segment.geometry.data_offset + got.extents[won] * DATA_UNIT_BYTES
         return reserved_reply(codes, slots, sequences, offsets)
+
+    def _within_bounds(self, writer: int, units: I64) -> Bools:
+        """Which of these reservations do not make the writer's unfinished space too much."""
+        blocks = self._blocks
+        may = partial(
+            blocks.book.unfinished.may_reserve,
+            writer,
+            units,
+            units_capacity=blocks.segment.geometry.data_units,
+            slots_capacity=len(blocks.book),
+        )
+        allowed = may()
+        if not allowed.all():
+            blocks.reclaim()
+            allowed = may()
+        return allowed
 
     def end(self, request: PutEnd, writer: int, now: float) -> Codes:
         """Publish blocks. Raises ProtocolError."""

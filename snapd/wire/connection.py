@@ -24,6 +24,11 @@ class RequestFailedError(SnapdError):
         self.code = code
 
 
+class UnansweredError(StoreUnavailableError):
+    """The request was sent whole and the connection ended before its reply: it may have been
+    carried out, or not. Where sending failed, it has not been."""
+
+
 class Connection:
     """Not safe for use by two threads at once: give each thread its own.
 
@@ -54,20 +59,23 @@ class Connection:
     ) -> ReplyType:
         """Send a request and wait for its reply.
 
-        Raises StoreUnavailableError at the deadline or when the connection breaks, ProtocolError on
-        a reply of another type, RequestFailedError when the store refuses.
+        Raises StoreUnavailableError when the connection breaks, `UnansweredError` among them when
+        the request was sent, or at the deadline; ProtocolError on a reply of another type,
+        RequestFailedError when the store refuses.
         """
         self._request_id = (self._request_id + 1) & 0xFFFFFFFF
         deadline = time.monotonic() + timeout_seconds
+        failure = StoreUnavailableError
         try:
             self._socket.settimeout(timeout_seconds)
             self._socket.sendall(encode_frame(self._request_id, encode_message(request)))
+            failure = UnansweredError
             reply = self._receive(deadline)
         except (OSError, ProtocolError) as error:
             self.close()
             if isinstance(error, ProtocolError):
                 raise
-            raise StoreUnavailableError(f"the store at {self._path} is away: {error}") from error
+            raise failure(f"the store at {self._path} is away: {error}") from error
         if isinstance(reply, Failure):
             raise RequestFailedError(reply.code, reply.message)
         if not isinstance(reply, reply_type):

@@ -46,9 +46,9 @@ class FrameDecoder:
         self._bytes_max = bytes_max
 
     @property
-    def incomplete(self) -> bool:
-        """Whether a frame has begun that is not complete yet."""
-        return bool(self._buffer)
+    def buffered(self) -> int:
+        """Bytes of a frame that has begun and is not complete yet."""
+        return len(self._buffer)
 
     def receive_data(self, data: bytes) -> list[Frame]:
         """Take bytes as they came and return the frames they complete.

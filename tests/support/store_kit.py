@@ -89,7 +89,24 @@ class StoreClient:
         return codes
 
     def put(self, blocks: dict[bytes, bytes], **options: Any) -> dict[bytes, int]:
-        """Codes by key; 0 also when the key was there already."""
+        """Codes by key; 0 also when the key was there already.
+
+        In batches of less than a writer may have unfinished (`snapd.store.unfinished`).
+        """
+        result: dict[bytes, int] = {}
+        geometry = self.view.geometry
+        part: dict[bytes, bytes] = {}
+        total = 0
+        for key, value in blocks.items():
+            total += len(value) + 4096
+            if part and (3 * total > geometry.data_bytes or 3 * len(part) > geometry.slot_count):
+                result |= self.put_at_once(part, **options)
+                part, total = {}, len(value) + 4096
+            part[key] = value
+        return result | (self.put_at_once(part, **options) if part else {})
+
+    def put_at_once(self, blocks: dict[bytes, bytes], **options: Any) -> dict[bytes, int]:
+        """`put` in one batch."""
         keys, values = list(blocks), list(blocks.values())
         codes, slots, sequences, offsets = self.reserve(keys, [len(v) for v in values], **options)
         good = np.flatnonzero(codes == 0)

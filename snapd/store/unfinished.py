@@ -1,0 +1,67 @@
+"""`Unfinished`: how much space writers have reserved and not ended, and how much they may.
+
+Such space cannot be evicted, nor taken back from a writer who may still write into it. Without a
+bound one client that reserves and never ends would push everything else out of the cache.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from snapd.blocks.keys import I64, Bools
+from snapd.formats.segment import Slots, data_units
+
+WRITER_SHARE = 0.5
+"""Share of the data area, and of the slots, that one writer may have unfinished."""
+
+ALL_SHARE = 0.75
+"""The same for all writers together, so that a process with many connections is bounded, too."""
+
+
+class Unfinished:
+    """Units of the data area and slots in state WRITING, by writer."""
+
+    def __init__(self, records: Slots) -> None:
+        """`records` are the WRITING ones."""
+        self._units: Counter[int] = Counter()
+        self._slots: Counter[int] = Counter()
+        self._all_units = 0
+        self._all_slots = 0
+        self.add(records)
+
+    def add(self, records: Slots) -> None:
+        """These were reserved."""
+        self._count(records, 1)
+
+    def end(self, records: Slots) -> None:
+        """These were published or given back."""
+        self._count(records, -1)
+
+    def may_reserve(
+        self, writer: int, units: I64, *, units_capacity: int, slots_capacity: int
+    ) -> Bools:
+        """Which of these reservations, made in order, stay within the bounds, bool [n].
+
+        A block that is larger than they allow is taken when nothing else is unfinished.
+        """
+        more_units, more_slots = np.cumsum(units), np.arange(1, len(units) + 1)
+        allowed: Bools = self._units[writer] + more_units <= WRITER_SHARE * units_capacity
+        allowed &= self._slots[writer] + more_slots <= WRITER_SHARE * slots_capacity
+        allowed &= self._all_units + more_units <= ALL_SHARE * units_capacity
+        allowed &= self._all_slots + more_slots <= ALL_SHARE * slots_capacity
+        if self._all_slots == 0:
+            allowed[:1] = True
+        return allowed
+
+    def _count(self, records: Slots, sign: int) -> None:
+        units = data_units(records["size"])
+        for writer in np.unique(records["writer"]).tolist():
+            theirs = records["writer"] == writer
+            self._units[writer] += sign * int(units[theirs].sum())
+            self._slots[writer] += sign * int(theirs.sum())
+            if not self._slots[writer]:
+                del self._slots[writer], self._units[writer]
+        self._all_units += sign * int(units.sum())
+        self._all_slots += sign * len(records)
