@@ -81,7 +81,7 @@ def _read_file(file: Path | None) -> dict[str, Any]:
             return tomllib.load(stream)
     except OSError as error:
         raise SettingError(f"cannot read {path}: {error.strerror}; check --config") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError(f"{path} is not valid TOML: {error}") from error
 
 

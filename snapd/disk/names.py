@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from snapd.errors import DiskError
 
@@ -20,6 +21,6 @@ def split_name(name: str) -> tuple[str, ...]:
         return ()
     parts = tuple(name.split("/"))
     for part in parts:
-        if part in {"", ".", ".."} or "\0" in part or len(part.encode()) > NAME_BYTES_MAX:
+        if part in {"", ".", ".."} or "\0" in part or len(os.fsencode(part)) > NAME_BYTES_MAX:
             raise DiskError(f"{name!r} is not a plain name below the root", errno.EINVAL)
     return parts

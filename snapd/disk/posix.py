@@ -130,6 +130,9 @@ class PosixDisk:
                 if not shared or error.errno not in {errno.EROFS, errno.EACCES}:
                     raise
                 descriptor = os.open(leaf, os.O_RDONLY | _BASE_FLAGS, dir_fd=parent)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise DiskError(f"{self.root / name} is not a regular file", errno.EINVAL)
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:

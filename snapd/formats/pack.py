@@ -21,6 +21,7 @@ from snapd.formats.sealed import PAGE_BYTES, FileTrailer, index_digest
 from snapd.formats.sections import Column, Sections, encode_sections
 from snapd.formats.tables import (
     Incarnation,
+    check_counter,
     fingerprint_columns,
     incarnation_column,
     read_fingerprints,
@@ -29,6 +30,8 @@ from snapd.formats.tables import (
 
 BLOCK_BYTES_MAX = 1 << 40
 """Largest block that an index may name."""
+EXPANSION_MAX = 1 << 15
+"""A zstd frame holds at most so many bytes for each of its own: blocks of 128 KiB in 4 bytes."""
 REMOVALS_MAX = 1 << 22
 """Most removals in one pack."""
 
@@ -100,6 +103,11 @@ COLUMN_TYPES: dict[PackSection, str] = {
     PackSection.REMOVAL_SEQUENCE: "<u8",
 }
 """Item type of each section that is a plain column."""
+
+ROW_BYTES_MIN = sum(
+    np.dtype(kind).itemsize for section, kind in COLUMN_TYPES.items() if section < 32
+)
+"""Bytes of the smallest row once decompressed: one item of each column, a key of one byte."""
 
 PACK_META_FIELDS = (
     RecordField("epoch", "<u4", "epoch of the repository when the pack was sealed"),
@@ -174,6 +182,7 @@ def decode_pack_index(raw: bytes | memoryview, trailer: FileTrailer) -> PackInde
             sections, PackSection.FINGERPRINTS, PackSection.FINGERPRINT_LABELS
         ),
     )
+    _check_counters(index)
     _check_values(index)
     _check_extents(index.blocks, trailer.index_offset)
     return index
@@ -223,6 +232,14 @@ def _heap(keys: KeyColumn) -> Column:
     return keys.heap[keys.offsets[0] : keys.offsets[-1]]
 
 
+def _check_counters(index: PackIndex) -> None:
+    check_counter("epoch", index.epoch)
+    for versions in (index.blocks, index.removals):
+        if len(versions):
+            check_counter("epoch", int(versions.epoch.max()))
+            check_counter("incarnation", int(versions.incarnation.max()))
+
+
 def _check_values(index: PackIndex) -> None:
     blocks = index.blocks
     if not len(blocks):
@@ -235,6 +252,8 @@ def _check_values(index: PackIndex) -> None:
         raise CorruptError("a block is stored in more bytes than it has")
     if bool(((blocks.codec == Codec.RAW) & (blocks.stored_size != blocks.size)).any()):
         raise CorruptError("a raw block has two sizes")
+    if bool((blocks.size // np.uint64(EXPANSION_MAX) > blocks.stored_size).any()):
+        raise CorruptError("a block is larger than what it is stored in can expand to")
     if bool((blocks.epoch > np.uint32(index.epoch)).any()):
         raise CorruptError("a block is of a later epoch than its pack")
     known = np.zeros(1 << 16, np.bool_)

@@ -13,7 +13,10 @@ from snapd.formats.sections import Column, Sections
 
 FINGERPRINTS_MAX = 1 << 16
 FINGERPRINT_BYTES_MAX = 4096
-INCARNATIONS_MAX = 1 << 20
+INCARNATIONS_MAX = 1 << 16
+COUNTER_MAX = 1 << 31
+"""Highest epoch and ordinal that a file may say: half of what their fields hold. Nobody counts so
+far, and what is read here can always be counted up from without an overflow."""
 
 INCARNATION_FIELDS = (
     RecordField("ordinal", "<u4", "1, 2, ... in the order in which the repository met them"),
@@ -36,6 +39,12 @@ class Incarnation:
     ordinal: int
     segment_id: bytes
     epoch_base: int
+
+
+def check_counter(name: str, value: int) -> None:
+    """Raises CorruptError when an epoch or an ordinal is over `COUNTER_MAX`."""
+    if value > COUNTER_MAX:
+        raise CorruptError(f"{name} {value} is over {COUNTER_MAX}: nobody counted so far")
 
 
 def incarnation_column(incarnations: Sequence[Incarnation]) -> Column:
@@ -71,6 +80,9 @@ def read_incarnations(sections: Sections, kind: int) -> tuple[Incarnation, ...]:
         or len({one.segment_id for one in found}) != rows
     ):
         raise CorruptError("an incarnation is in the table twice, or has ordinal 0")
+    if rows:
+        check_counter("incarnation", int(column["ordinal"].max()))
+        check_counter("epoch base", int(column["epoch_base"].max()))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -53,8 +54,14 @@ def opened(disk: Disk, name: str, *, direct: bool = False) -> Iterator[DiskFile]
 
 
 def aligned_buffer(length: int) -> memoryview:
-    """Page-aligned zeros in private memory, at least one page: `length` rounded up."""
-    return memoryview(mmap.mmap(-1, max(PAGE_BYTES, padded(length))))
+    """Page-aligned zeros in private memory, at least one page: `length` rounded up.
+
+    Raises DiskError when there is not so much memory, which only a forged length asks for.
+    """
+    try:
+        return memoryview(mmap.mmap(-1, max(PAGE_BYTES, padded(length))))
+    except (OSError, OverflowError) as error:
+        raise DiskError(f"cannot get {length} bytes of memory: {error}", errno.ENOMEM) from error
 
 
 def aligned_copy(data: bytes) -> memoryview:

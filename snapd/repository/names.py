@@ -21,9 +21,10 @@ ASIDE = "aside-"
 PACK_SEQUENCE_MAX = 2**32 - 2
 SEQUENCE_MAX = 10**10 - 1
 
-_PACK = re.compile(r"(\d{10})-([0-9a-f]{32})\.pack")
-_MANIFEST = re.compile(r"(\d{10})\.manifest")
-_JOURNAL = re.compile(r"(\d{10})\.journal")
+# ASCII: other scripts have digits too, and a name must not stand for a number a second time.
+_PACK = re.compile(r"(\d{10})-([0-9a-f]{32})\.pack", re.ASCII)
+_MANIFEST = re.compile(r"(\d{10})\.manifest", re.ASCII)
+_JOURNAL = re.compile(r"(\d{10})\.journal", re.ASCII)
 
 
 def pack_name(sequence: int, pack_id: bytes) -> str:

@@ -13,9 +13,10 @@ from snapd.blocks.table import F32
 from snapd.disk import Disk
 from snapd.errors import CorruptError, DiskError, NewerFormatError, SnapdError
 from snapd.formats.manifest import Manifest, ManifestPack
-from snapd.formats.pack import PackIndex, decode_pack_index
+from snapd.formats.pack import ROW_BYTES_MIN, PackIndex, decode_pack_index
 from snapd.formats.removals import Removals
 from snapd.formats.sealed import PACK_MAGIC, PAGE_BYTES
+from snapd.formats.sections import RAW_BYTES_MAX
 from snapd.repository.files import SealedFile, read_index, read_sealed
 from snapd.repository.journal import JournalScan, scan_journal
 from snapd.repository.manifests import read_manifest_file
@@ -169,7 +170,7 @@ def _newest_manifest(disk: Disk, recovered: Recovered, *, use_manifests: bool) -
         if sealed.problem:
             recovery.damaged_headers.append(f"{sealed.name}: {sealed.problem}")
         state.generation, state.committed_ns = generation, manifest.committed_ns
-        state.generation_last = generation
+        state.generation_last = state.generation_recovered = generation
         state.manifest_bytes[generation] = sealed.file_bytes
         state.pack_floor, state.pack_last = manifest.pack_floor, manifest.pack_last
         state.learn_incarnations(manifest.incarnations)
@@ -205,6 +206,7 @@ def _load_packs(disk: Disk, recovered: Recovered, manifest: Manifest | None) -> 
                 raise CorruptError(f"{name} has the number of another pack")
             sealed, index = load_pack(disk, state.repository_id, name)
             live = named.live(sealed)
+            enter_pack(state, sealed, index, live)
         except (CorruptError, NewerFormatError, DiskError) as error:
             recovery.unreadable_packs.append(_told(name, error))
             if isinstance(error, CorruptError):
@@ -215,7 +217,6 @@ def _load_packs(disk: Disk, recovered: Recovered, manifest: Manifest | None) -> 
         if sealed.problem:
             recovery.damaged_headers.append(f"{name}: {sealed.problem}")
         loaded.add(name)
-        enter_pack(state, sealed, index, live)
         if live is None:
             recovery.write_debt_bytes += sealed.file_bytes
         else:
@@ -295,7 +296,9 @@ def _reserve(disk: Disk, state: RepositoryState, names: list[str]) -> None:
         if name == pack_name(sealed.header.sequence, sealed.header.file_id):
             state.pack_last = max(state.pack_last, sealed.header.sequence)
         # What the trailer says is not verified yet: no more than the file can hold.
-        count = min(sealed.trailer.rows, sealed.file_bytes // PAGE_BYTES)
+        raw_bytes = min(sealed.trailer.raw_bytes, RAW_BYTES_MAX)
+        pages = sealed.file_bytes // PAGE_BYTES
+        count = min(sealed.trailer.rows, pages, raw_bytes // ROW_BYTES_MIN)
         rows += count
-        key_bytes += min(sealed.trailer.raw_bytes, count * KEY_BYTES_MAX)
+        key_bytes += min(raw_bytes, count * KEY_BYTES_MAX)
     state.catalog.reserve(rows, key_bytes)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from snapd.formats.tables import Incarnation
+from snapd.errors import CorruptError
+from snapd.formats.tables import FINGERPRINTS_MAX, Incarnation
 from snapd.repository.catalog import Catalog
 from snapd.repository.names import PACK_SEQUENCE_MAX, SEQUENCE_MAX, next_number, pack_name
 
@@ -52,8 +53,12 @@ class RepositoryState:
     """Numbers in the names of pack files at recovery, whatever is in them."""
     unreadable_packs: dict[str, int] = field(default_factory=dict)
     """Names, and the numbers in them, of pack files that recovery could not read."""
+    condemned: set[int] = field(default_factory=set)
+    """Packs that have to go as soon as nothing in them is live: no new manifest names them."""
     generation: int = 0
     """Of the newest manifest that was recovered or committed; 0 if there is none."""
+    generation_recovered: int = 0
+    """Of the manifest that recovery started from; 0 if there was none."""
     generation_last: int = 0
     """Highest generation that a readable manifest says, or that was given out."""
     generations_taken: frozenset[int] = frozenset()
@@ -74,23 +79,38 @@ class RepositoryState:
         A record whose sync failed may be there beside the one that was used instead. Epochs never
         fall, so the higher base is the one that was used; an ordinal stays with who had it first.
         """
+        taken = {one.ordinal for one in self.incarnations.values()}
         for one in found:
             self.ordinal_last = max(self.ordinal_last, one.ordinal)
             known = self.incarnations.get(one.segment_id)
             if known is not None:
                 base = max(known.epoch_base, one.epoch_base)
                 self.incarnations[one.segment_id] = replace(known, epoch_base=base)
-            elif all(one.ordinal != other.ordinal for other in self.incarnations.values()):
+            elif one.ordinal not in taken:
                 self.incarnations[one.segment_id] = one
+                taken.add(one.ordinal)
 
     def learn_fingerprints(self, found: dict[int, str]) -> dict[int, int]:
         """Add labels from a file; returns the ids here of ids there, where they differ.
 
-        They differ only after a repository was rebuilt without the file that knew them.
+        They differ only after a repository was rebuilt without the file that knew them. Raises
+        CorruptError when there are more labels than ids: no honest file brings so many.
         """
         moved: dict[int, int] = {}
+        # Nearly always ours are the same, and each of many packs says them again.
+        if found.items() <= self.fingerprints.items():
+            return moved
+        known = {label: our_id for our_id, label in self.fingerprints.items()}
+        free = max(self.fingerprints, default=0)
         for their_id, label in found.items():
-            our_id = self.fingerprint(label, their_id)
+            our_id = known.get(label)
+            if our_id is None:
+                our_id = their_id if their_id not in self.fingerprints else free + 1
+                if our_id >= FINGERPRINTS_MAX:
+                    raise CorruptError(f"there is no id left for fingerprint {label!r}")
+                known[label] = our_id
+                self.fingerprints[our_id] = label
+                free = max(free, our_id)
             if our_id != their_id:
                 moved[their_id] = our_id
         return moved
