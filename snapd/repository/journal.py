@@ -34,6 +34,7 @@ from snapd.formats.sealed import (
 )
 from snapd.formats.tables import Incarnation
 from snapd.repository.files import opened
+from snapd.repository.layout import DAMAGE_ERRNOS
 from snapd.repository.names import (
     JOURNAL,
     SEQUENCE_MAX,
@@ -85,6 +86,7 @@ class Journal:
         self._sequence = sequence_last
         self._taken = taken
         self._bytes = 0
+        self._renewed = False
         self._file: DiskFile | None = None
         self._end = 0
         self._number = 0
@@ -118,6 +120,7 @@ class Journal:
             if len(removals):
                 self._batches.append(_Batch(scan.sequence_last, removals))
             return
+        self._renewed = True
         with suppress(DiskError):
             self._delete(scan.taken - scan.keep - scan.damaged)
 
@@ -158,6 +161,15 @@ class Journal:
         except DiskError:
             with self._lock:
                 self._batches.append(_Batch(self._sequence, removals))
+
+    def damaged_before(self) -> list[str]:
+        """Names of the files from before this life of the writer that are damaged or foreign. Their
+        removals were written again, so they may be moved; if that failed there are none."""
+        if not self._renewed:
+            return []
+        scan = scan_journal(self._disk, self._repository_id)
+        found = (scan.damaged | scan.unreadable) & self._taken
+        return [journal_name(sequence) for sequence in sorted(found)]
 
     def rotate(self) -> tuple[int, Removals]:
         """End the file. Returns the last sequence, and every removal up to it that is in no sealed
@@ -263,6 +275,8 @@ class JournalScan:
     """Files that cannot be read, are newer, or are not ours: never deleted."""
     damaged: frozenset[int] = frozenset()
     """Files with damage: deleted only when a sealed pack covers them, like any."""
+    unreadable: frozenset[int] = frozenset()
+    """Files that the disk does not give, in a way that says that they are bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +306,8 @@ def scan_journal(disk: Disk, repository_id: bytes) -> JournalScan:
         try:
             found = _read_file(disk, sequence, repository_id)
         except (DiskError, NewerFormatError) as error:
+            if isinstance(error, DiskError) and error.errno in DAMAGE_ERRNOS:
+                scan.unreadable |= {sequence}
             findings.append(_told(sequence, str(error)))
             keep.add(sequence)
             if isinstance(error, NewerFormatError):

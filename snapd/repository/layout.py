@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from snapd.disk import Disk
 from snapd.errors import (
@@ -117,6 +117,31 @@ def prepare(disk: Disk) -> tuple[bytes, list[str]]:
     identity = _identity_of_files(disk) or secrets.token_bytes(ID_BYTES)
     write_durably(disk, REPOSITORY_FILE, "", [encode_repository(identity)])
     return identity, moved
+
+
+DAMAGE_ERRNOS = frozenset(
+    {errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO}
+)
+"""What a file system says of a file that is bad, or that is no file at all; see open(2), read(2).
+Others, such as EMFILE or ENOMEM, say something about us."""
+
+
+def is_damaged(read: Callable[[], object]) -> bool:
+    """Whether what `read` reads is damaged for certain: not just newer, gone or unreachable."""
+    try:
+        read()
+    except CorruptError:
+        return True
+    except DiskError as error:
+        return error.errno in DAMAGE_ERRNOS
+    except NewerFormatError:
+        return False
+    return False
+
+
+def told(name: str, error: SnapdError) -> str:
+    """The sentence about a file; it names the file once."""
+    return str(error) if name in str(error) else f"{name}: {error}"
 
 
 def move_aside(disk: Disk, names: Iterable[str]) -> list[str]:

@@ -36,7 +36,9 @@ def make_manifest(
     """The manifest of what is live now; the caller holds the catalog's lock.
 
     It names every pack that has live blocks, and every pack above the floor, because recovery
-    takes an unnamed pack above the floor for one that was sealed later.
+    takes an unnamed pack above the floor for one that was sealed later. Not so those that are
+    condemned: they are deleted next, and should a crash come first, recovery finds in them what was
+    removed, which it knows, and copies of what is live.
     """
     catalog = state.catalog
     packs: list[PackInfo] = []
@@ -44,7 +46,8 @@ def make_manifest(
     rows: list[I64] = [np.empty(0, np.int64)]
     for pack in state.packs.values():
         live = catalog.is_live(pack.rows)
-        if pack.sequence > pack_floor or bool(live.any()):
+        late = pack.sequence > pack_floor and pack.sequence not in state.condemned
+        if late or bool(live.any()):
             packs.append(pack)
             masks.append(live)
             rows.append(np.flatnonzero(live) + pack.rows.start)

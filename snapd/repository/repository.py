@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 
 from typing_extensions import Buffer
@@ -27,7 +27,7 @@ from snapd.repository.names import (
     PINS_FILE,
     parse_manifest,
 )
-from snapd.repository.prune import Pruner, PruneResult
+from snapd.repository.prune import Pruner, PruneResult, PruneRules
 from snapd.repository.quarantine import copy_to_quarantine
 from snapd.repository.reader import PackFiles, read_blocks
 from snapd.repository.recovery import Recovery, recover_state
@@ -307,7 +307,7 @@ class Repository:
             self._pruner.learn(generation, [pack.sequence for pack in manifest.packs])
             pruned = PruneResult(blocked="a source is not settled")
             if prune:
-                pruned = self._prune(manifest.journal_floor, retain)
+                pruned = self._prune(manifest.journal_floor, PruneRules(retain))
             return ManifestSummary(
                 generation,
                 manifest.committed_ns / 1e9,
@@ -319,12 +319,31 @@ class Repository:
                 pruned,
             )
 
-    def prune(self, retain: int | None = None) -> PruneResult:
+    def prune(
+        self,
+        retain: int | None = None,
+        *,
+        move_unreadable: bool = False,
+        dry_run: bool = False,
+    ) -> PruneResult:
         """Delete what no retained generation needs, without making a new one; `retain` (1 or more)
-        generations stay, if that is fewer than usual. Not while a source has not been put back."""
-        self._check_writable()
+        generations stay, if that is fewer than usual. Not while a source has not been put back.
+
+        `move_unreadable` moves damaged files aside first. `dry_run` only says what would be done,
+        and needs no more than a repository that is open for reading.
+        """
+        if not dry_run:
+            self._check_writable()
         with self._commit_lock:
-            return self._prune(0, retain)
+            return self._prune(0, PruneRules(retain, move_unreadable, dry_run))
+
+    def condemn(self, packs: Collection[int]) -> None:
+        """Have these packs, by sequence, go with the next commit: they are not named any more, and
+        generations that name them go as well. Nothing live may be left in them by then; a pack that
+        still has live blocks stays until it has none."""
+        self._check_writable()
+        with self.catalog.lock:
+            self._state.condemned |= set(packs) & set(self._state.packs)
 
     def space_use(self) -> SpaceUse:
         """Bytes of all files. Raises DiskError if a directory cannot be listed."""
@@ -413,11 +432,11 @@ class Repository:
             pack_bytes_max=self._pack_bytes_max,
         )
 
-    def _prune(self, journal_floor: int, retain: int | None = None) -> PruneResult:
+    def _prune(self, journal_floor: int, rules: PruneRules) -> PruneResult:
         writing = self._intake.writing()
         try:
             pruned = self._pruner.prune(
-                self._state, writing, journal_floor, self._journal_keep, retain
+                self._state, writing, journal_floor, self._journal_keep, rules
             )
         except DiskError as error:
             return PruneResult(blocked=str(error))

@@ -619,7 +619,7 @@ def test_a_pack_sealed_after_the_newest_manifest_is_never_pruned() -> None:
         repository.commit()
         rows = put(repository, values(1, "a"), sequence=1)
         repository.catalog.set_live(rows, live=False)
-        assert repository._prune(0).packs == 0
+        assert repository.prune().packs == 0
         assert len(disk.list("packs")) == 1
 
 
