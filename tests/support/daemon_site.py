@@ -67,6 +67,10 @@ class DaemonSite:
         """Change settings for what is started from now on."""
         self._settings |= settings
 
+    def setting(self, name: str) -> object:
+        """What a process that starts now is given; None is the default."""
+        return self._settings.get(name)
+
     def start_store(self, *, wait: bool = True) -> None:
         self.store = self._spawn("snapd.store")
         if wait:
@@ -201,17 +205,20 @@ class DaemonSite:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             return probe.connect_ex(str(self.runtime / name)) == 0
 
-    def _spawn(self, module: str, *flags: str) -> subprocess.Popen[bytes]:
+    def environment(self) -> dict[str, str]:
+        """This process's, without any setting of snapd's, and the site's settings."""
         kept = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("SNAPD_", "MOONCAKE_"))
         }
-        ours = {f"SNAPD_{name.upper()}": str(value) for name, value in self._settings.items()}
+        return kept | {f"SNAPD_{name.upper()}": str(v) for name, v in self._settings.items()}
+
+    def _spawn(self, module: str, *flags: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as stream:
             return subprocess.Popen(
                 [sys.executable, "-m", module, *flags],
-                env=kept | ours,
+                env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
