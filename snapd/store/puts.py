@@ -156,14 +156,25 @@ class Puts:
         replaces = old >= 0
         blocks.index.replace(hashes[replaces], old[replaces], new[replaces])
         blocks.index.insert(hashes[~replaces], new[~replaces])
-        if self._removals.disk_is_unknown:
-            before = blocks.book.records["sequence"][new[~replaces]] - np.uint64(1)
-            self._removals.remove_on_disk(keys, np.flatnonzero(wins)[~replaces], before)
+        self._replace_on_disk(keys, np.flatnonzero(wins)[~replaces], rows)
         self._replace(old[replaces], new[replaces], keys.keys.take(wins).take(replaces))
         blocks.free(rows[~wins])
         blocks.counters.puts += int(wins.sum())
         codes = np.where(wins, ReturnCode.OK, ReturnCode.OBJECT_ALREADY_EXISTS)
         return np.where(intact, codes, ReturnCode.WRITE_FAIL).astype(np.int32)
+
+    def _replace_on_disk(self, keys: PaddedKeys, at: I64, rows: I64) -> None:
+        """No slot had the keys at these rows, but the disk may have a version of each: it was
+        evicted since the last snapshot, say. What an upsert puts in its place must stay dead in a
+        power cut, so an upsert waits for the journal; a put says "the key was not there" and its
+        bytes are the key's own, so it is only told, and only while nobody knows the disk.
+        """
+        upserts = self._blocks.upsert[rows[at]]
+        told = at if self._removals.disk_is_unknown else at[upserts]
+        if self._daemon.listening and len(told):
+            before = self._blocks.book.records["sequence"][rows[told]] - np.uint64(1)
+            self._removals.remove_on_disk(keys, told, before)
+            self._removals.superseded += int(upserts.sum())
 
     def _replace(self, old: I64, new: I64, keys: KeyColumn) -> None:
         """Slots `new` hold newer versions of the keys of `old`.

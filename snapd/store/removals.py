@@ -50,7 +50,8 @@ class Removals:
             codes[part[there]] = ReturnCode.OK
             self._remove_slots(found[there], keys.keys.take(part[there]).to_list())
         unknown = np.flatnonzero(codes == ReturnCode.OBJECT_NOT_FOUND)
-        if self.disk_is_unknown and len(unknown):
+        if self._daemon.listening and len(unknown):
+            # Evicted since the last snapshot, say: the disk may have it still.
             sequences = self._blocks.segment.take_sequences(len(unknown))
             self.remove_on_disk(keys, unknown, sequences)
         return codes

@@ -363,3 +363,27 @@ def test_a_manifest_that_cannot_be_read_costs_nothing(site: DaemonSite) -> None:
     site.start()
     assert site.status()["repository"]["recovered_from"] == "previous"
     assert wrong_keys(site.client(), KEYS) == []
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+def test_what_was_evicted_and_then_replaced_or_removed_stays_so(site: DaemonSite, how: str) -> None:
+    """No slot of the store has the key any more, but the newest snapshot on disk does."""
+    site.configure(global_segment_size="1mb", flush_sec=3600, snapshot_interval_sec=3600)
+    site.start()
+    client = site.client()
+    assert client.put("victim", block("victim")) == 0
+    site.snapshot()
+    time.sleep(0.1)  # until its lease is over
+    for number in range(500):
+        time.sleep(0.001)
+        client.put(f"other-{number}", block(f"other-{number}"))
+    assert client.is_exist("victim") == 0
+    if how == "replaced":
+        assert client.upsert("victim", block("victim", 2)) == 0
+    else:
+        assert client.remove("victim", True) == -704
+    site.kill_daemon()
+    site.kill_store()
+    site.wipe_segment()
+    site.start()
+    assert site.client().get("victim") == b""

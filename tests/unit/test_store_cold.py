@@ -412,5 +412,11 @@ def test_a_key_not_registered_yet_can_be_removed_and_replaced(store: LocalStore)
     assert column(batch.sequences, np.uint64)[0] <= client.slots()["sequence"][0]
     daemon.events(batch.number)
     daemon.ready()
-    assert client.remove([b"c"]) == [MISSING]
-    assert not daemon.events(batch.number).kinds
+    # Nor does it know, later, of what was evicted since the last snapshot.
+    assert store.send(client.connection, m.Remove(key_batch([b"c"]))) is None
+    batch = daemon.events(batch.number)
+    assert m.decode_keys(batch.keys).to_list() == [b"c"]
+    daemon.events(batch.number)
+    assert column(store.replies[client.connection].codes, np.int32).tolist() == [MISSING]
+    assert client.put({b"d": b"1"}) == {b"d": 0}
+    assert not daemon.events(batch.number).kinds, "a put brings the key's own bytes"
