@@ -17,6 +17,7 @@ from snapd.attach.session import Link
 from snapd.config import Settings
 from snapd.daemon.events import EventsWorker
 from snapd.daemon.keeper import Keeper
+from snapd.daemon.upkeep import Upkeep
 from snapd.daemon.workers import Workers
 from snapd.errors import SnapdError
 from snapd.flusher import Flusher
@@ -49,6 +50,7 @@ class DaemonState:
     warmer: Warmer
     events: EventsWorker
     workers: Workers
+    upkeep: Upkeep
     http_address: str = ""
     recovery: Recovery | None = None
     recovered_after_seconds: float | None = None
@@ -115,6 +117,16 @@ class DaemonState:
             return future
         return self.flusher.request_snapshot()
 
+    def prune(
+        self, retain: int | None, *, move_unreadable: bool, dry_run: bool
+    ) -> Mapping[str, Any]:
+        """Ask `Upkeep`."""
+        return self.upkeep.prune(retain, move_unreadable=move_unreadable, dry_run=dry_run)
+
+    def purge(self, prefix: str) -> Mapping[str, Any]:
+        """Ask `Upkeep`."""
+        return self.upkeep.purge(prefix)
+
     def generations(self) -> Sequence[Mapping[str, Any]]:
         """What is on disk."""
         return [
@@ -172,6 +184,7 @@ class DaemonState:
         document: dict[str, Any] = {"path": self.settings.persistent_path}
         if self.recovery is not None:
             document["recovered_from"] = self.recovery.source
+            document["recovered_generation"] = self.recovery.generation
             document["recovered_blocks"] = self.recovery.blocks
             document["recovered_after_seconds"] = self.recovered_after_seconds
             document["ready_after_seconds"] = self.ready_after_seconds

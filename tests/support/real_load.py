@@ -87,6 +87,11 @@ class SharedLoad:
         """Blocks that came or were put, right."""
         return int(self._counters[1])
 
+    def removal_is_under_way(self) -> bool:
+        """Whether somebody waits for the answer to a removal."""
+        ledger = self.ledger
+        return bool(((ledger._removing[:] > ledger._removed) & (ledger._claimed[:] > 0)).any())
+
     def disown(self, writer: int) -> None:
         """A client was killed: what it was doing may or may not have happened."""
         with self.lock:
