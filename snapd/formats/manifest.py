@@ -17,9 +17,10 @@ from snapd.blocks.table import F32
 from snapd.errors import CorruptError
 from snapd.formats.layout import RecordField, record_dtype
 from snapd.formats.sealed import FileTrailer, index_digest
-from snapd.formats.sections import RAW_BYTES_MAX, Column, Sections, encode_sections
+from snapd.formats.sections import Column, Sections, encode_sections
 from snapd.formats.tables import (
     Incarnation,
+    check_counter,
     fingerprint_columns,
     incarnation_column,
     read_fingerprints,
@@ -67,6 +68,11 @@ BUDGET_FIELDS = (
     RecordField("write_debt_bytes", "<u8", "written under the daily limit and not made up for yet"),
 )
 BUDGET_DTYPE = record_dtype(BUDGET_FIELDS, 8)
+
+PACKS_MAX = 1 << 20
+ROWS_MAX = 1 << 28
+"""Most packs, and blocks in them, that a manifest may name: what a reader makes of it stays small
+enough to hold, whatever a forged one claims."""
 
 _HEAT_STEPS_PER_OCTAVE = 8
 _HEAT_ZERO_OCTAVE = 16
@@ -152,6 +158,8 @@ def decode_manifest(raw: bytes | memoryview, trailer: FileTrailer) -> Manifest:
     if sections.raw_bytes != trailer.raw_bytes:
         raise CorruptError("manifest does not have the length that its trailer says")
     meta = sections.column(ManifestSection.META, MANIFEST_META_DTYPE, 1)[0]
+    for name in ("epoch", "pack_floor", "pack_last"):
+        check_counter(name, int(meta[name]))
     packs = _read_packs(sections, trailer.rows)
     live = _read_live(sections, sum(pack.rows for pack in packs))
     blocks = int(live.sum())
@@ -201,6 +209,8 @@ def _read_write_debt(sections: Sections) -> int:
 
 
 def _read_packs(sections: Sections, rows: int) -> tuple[ManifestPack, ...]:
+    if rows > PACKS_MAX:
+        raise CorruptError(f"{rows} packs are over {PACKS_MAX}")
     column = sections.column(ManifestSection.PACKS, PACK_ROW_DTYPE, rows)
     if bool((np.diff(column["sequence"].astype(np.int64)) <= 0).any()):
         raise CorruptError("packs of the manifest are not in order")
@@ -216,7 +226,7 @@ def _read_packs(sections: Sections, rows: int) -> tuple[ManifestPack, ...]:
 
 
 def _read_live(sections: Sections, rows: int) -> Bools:
-    if rows > RAW_BYTES_MAX:
-        raise CorruptError(f"{rows} blocks are over {RAW_BYTES_MAX}")
+    if rows > ROWS_MAX:
+        raise CorruptError(f"{rows} blocks are over {ROWS_MAX}")
     packed = sections.column(ManifestSection.LIVE, np.uint8, -(-rows // 8))
-    return np.unpackbits(packed.astype(np.uint8, copy=False), count=rows).astype(np.bool_)
+    return np.unpackbits(packed.astype(np.uint8, copy=False), count=rows).view(np.bool_)

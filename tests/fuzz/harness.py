@@ -1,0 +1,57 @@
+"""What all fuzz targets share: Atheris around one decoder, with its own mutator and oracle.
+
+Run it through `run.py`. A target is a module `fuzz_<decoder>.py` with three functions:
+
+- `seeds() -> list[bytes]`: small valid inputs, made by the real encoders, the same each time.
+- `mutate(data, rng) -> bytes`: a change that keeps the checksums right, so that the fuzzer gets
+  behind them. It may raise on input that it cannot parse: then bytes are changed blindly.
+- `check(data)`: decode, and on acceptance check what must hold. Every error but a typed one, that
+  of a failed assertion included, is a crash.
+
+Atheris (libFuzzer for Python) instruments the byte code of `snapd` only: NumPy, zstandard and
+msgspec are compiled and trusted to be fuzzed by their own projects.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import random
+import sys
+from pathlib import Path
+
+import atheris
+
+SUPPORT = Path(__file__).resolve().parent.parent / "support"
+
+BLIND_SHARE = 0.25
+"""Inputs that libFuzzer's own mutators make, checksums be damned."""
+
+
+def main() -> None:
+    """`harness.py DIRECTORY DECODER [libFuzzer arguments]`; ends the process."""
+    directory, decoder = sys.argv[1:3]
+    sys.path[:0] = [directory, str(SUPPORT)]
+    logging.disable(logging.CRITICAL)
+    with atheris.instrument_imports(include=["snapd"]):
+        target = importlib.import_module(f"fuzz_{decoder}")
+
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+        rng = random.Random(seed)
+        if rng.random() >= BLIND_SHARE:
+            try:
+                changed: bytes = target.mutate(bytes(data), rng)
+            except Exception:  # noqa: BLE001 - input that does not parse has no structure
+                pass
+            else:
+                if len(changed) <= max_size:
+                    return changed
+        blind: bytes = atheris.Mutate(data, max_size)
+        return blind
+
+    atheris.Setup([sys.argv[0], *sys.argv[3:]], target.check, custom_mutator=mutate)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
