@@ -7,12 +7,13 @@ so the flusher goes on with a lost session until there is a new one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from snapd.attach.port import Feed, Sink, Source
 from snapd.blocks.keys import I64
-from snapd.plans.residency import Residency
+from snapd.plans.residency import Residency, follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Session:
     """A feed for the calling thread. Raises as `open_sink` does."""
     refused: list[I64] = field(default_factory=list)
     """Catalog rows whose keys the store knew when they were to be registered cold. Those that no
-    slot turns out to hold were replaced or evicted since."""
+    slot turns out to hold were replaced or evicted since. Guarded by the residency's lock."""
     lost: threading.Event = field(default_factory=threading.Event)
     """Set for good when the store does not answer any more."""
     drained: threading.Event = field(default_factory=threading.Event)
@@ -49,6 +50,12 @@ class Session:
     settled: threading.Event = field(default_factory=threading.Event)
     """Set when every slot has been matched with the catalog after that. From then on what leaves
     the store leaves the live set; before, a block that is not there may only be not there yet."""
+
+    def moved(self, old: I64, new: I64) -> None:
+        """Compaction copied the blocks of these catalog rows: keep the new ones from now on. The
+        caller holds the residency's lock."""
+        self.residency.repoint(old, new)
+        self.refused[:] = [follow(rows, old, new) for rows in self.refused]
 
 
 class Link:
@@ -62,6 +69,20 @@ class Link:
     def session(self) -> Session | None:
         """The newest session, lost or not; None before the first."""
         return self._session
+
+    @contextmanager
+    def adopting(self) -> Iterator[Callable[[I64, I64], None]]:
+        """Around the step in which compaction's copies take over in the catalog: no slot is seen
+        with the row of a copy that is not the newest one. For `Repository.compact`."""
+        while True:
+            session = self._session
+            if session is None:
+                yield _nobody
+                return
+            with session.residency.lock:
+                if self._session is session:
+                    yield session.moved
+                    return
 
     def publish(self, session: Session) -> None:
         """Replace the session."""
@@ -77,3 +98,7 @@ class Link:
 
     def _usable(self) -> bool:
         return self._session is not None and not self._session.lost.is_set()
+
+
+def _nobody(old: I64, new: I64) -> None:
+    """No store was ever attached, so nobody keeps rows."""

@@ -19,6 +19,16 @@ REJECTED = -1
 """Row of a version that failed verification: known, and not to be written."""
 
 
+def follow(rows: I64, old: I64, new: I64) -> I64:
+    """Where the blocks of `rows`, int64 [n], are once those of `old` have gone to `new`, both
+    int64 [m], `old` without doubles."""
+    if not len(old):
+        return rows
+    order = np.argsort(old)
+    at = order[np.minimum(np.searchsorted(old, rows, sorter=order), len(old) - 1)]
+    return np.where(old[at] == rows, new[at], rows)
+
+
 class Residency:
     """Slots with their settled versions.
 
@@ -51,6 +61,14 @@ class Residency:
         self.sequence[slots] = 0
         self.row[slots] = REJECTED
         self.cold[slots] = False
+
+    def repoint(self, old: I64, new: I64) -> None:
+        """The blocks of these rows, each named once, are in other rows now, both int64 [n]."""
+        if not len(old):
+            return
+        # Rows of a pack follow each other, so few slots are between the first and the last.
+        slots = np.flatnonzero((self.row >= old.min()) & (self.row <= old.max()))
+        self.row[slots] = follow(self.row[slots], old, new)
 
     def rows_of(self, slots: U32 | I64, sequences: U64) -> I64:
         """The row that each slot holds, int64 [n]; -1 where it holds another version, or none."""

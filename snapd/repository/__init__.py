@@ -3,6 +3,7 @@
 from snapd.formats.removals import Removals
 from snapd.formats.tables import Incarnation
 from snapd.repository.catalog import Catalog, RowState
+from snapd.repository.compaction import Adopting, CompactionResult, Moved
 from snapd.repository.prune import PruneResult
 from snapd.repository.recovery import Recovery
 from snapd.repository.repository import Repository
@@ -11,11 +12,14 @@ from snapd.repository.verify import Finding, Sample, Verification
 from snapd.repository.writer import PackWriter
 
 __all__ = [
+    "Adopting",
     "Catalog",
+    "CompactionResult",
     "Finding",
     "Generation",
     "Incarnation",
     "ManifestSummary",
+    "Moved",
     "PackWriter",
     "PruneResult",
     "Recovery",

@@ -143,6 +143,29 @@ class Catalog:
             places[known] = self._store.numbers.numbers(places[known])
             return places
 
+    def find_versions(self, blocks: BlockTable) -> I64:
+        """The row of the newest copy of each of these versions, dead or alive, int64 [n]; -1 where
+        the newest row of the key is of another version, or there is none."""
+        with self.lock:
+            places = self._find(blocks.keys, blocks.key_hash)
+            known = np.flatnonzero(places >= 0)
+            table, at = self._store.table, places[known]
+            same = (
+                (table.epoch[at] == blocks.epoch[known])
+                & (table.incarnation[at] == blocks.incarnation[known])
+                & (table.sequence[at] == blocks.sequence[known])
+            )
+            rows = np.full(len(blocks), -1, np.int64)
+            rows[known[same]] = self._store.numbers.numbers(at[same])
+            return rows
+
+    def newest_copies(self, rows: I64) -> I64:
+        """The row of the newest copy of the version in each row, int64 [n]; the row itself where it
+        is that, or where nothing is known of it any more."""
+        with self.lock:
+            found = self.find_versions(self._store.take(rows))
+            return np.where(found >= 0, found, rows)
+
     # --- changing -----------------------------------------------------------------------------
 
     def reserve(self, rows: int, key_bytes: int) -> None:

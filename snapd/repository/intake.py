@@ -13,6 +13,7 @@ from snapd.formats.pack import REMOVALS_MAX, PackIndex
 from snapd.formats.removals import Removals
 from snapd.formats.sealed import ID_BYTES, PACK_MAGIC, FileHeader
 from snapd.formats.tables import Incarnation
+from snapd.repository.catalog import Catalog, RowState
 from snapd.repository.files import SealedFile
 from snapd.repository.journal import Journal
 from snapd.repository.recovery import enter_pack
@@ -117,11 +118,15 @@ class Intake:
     # --- PackOwner ----------------------------------------------------------------------------
 
     def pack_index(self, writer: PackWriter, blocks: BlockTable) -> PackIndex:
-        """The index that a writer seals: its blocks, and all that the journal has until now."""
+        """The index that a writer seals: its blocks, all that the journal has until now, and what
+        has ended some of the blocks since the pack was begun. The latter may be in a pack already
+        that has come and gone meanwhile, so this one has to say it of its own blocks."""
         state = self._state
         with state.catalog.lock:
             through, removals = self._journal.rotate()
             self._writers[writer] = through
+            ended = blocks.take(_covered(blocks, self._recent))
+            removals = Removals.concatenate([removals, Removals.of_blocks(ended)])
             # A store may have begun an epoch whose event is still on its way: its blocks tell.
             newest = int(blocks.epoch.max()) if len(blocks) else 0
             used = set(np.unique(blocks.fingerprint).tolist())
@@ -137,12 +142,10 @@ class Intake:
                 },
             )
 
-    def adopt(self, writer: PackWriter, sealed: SealedFile, index: PackIndex) -> I64:
-        """A sealed pack enters the catalog; what it superseded is journaled.
-
-        The pack itself says what it supersedes. The journal says it again until the next pack is
-        sealed, so that losing one index to a bad medium cannot bring an old version back.
-        """
+    def adopt(
+        self, writer: PackWriter, sealed: SealedFile, index: PackIndex
+    ) -> tuple[I64, BlockTable]:
+        """A sealed pack enters the catalog, under what was removed since it was begun."""
         state = self._state
         with state.catalog.lock:
             superseded = enter_pack(state, sealed, index, None)
@@ -151,9 +154,16 @@ class Intake:
             through = self._writers[writer]
             self._journal.sealed(through)
             self.journal_sealed = max(self.journal_sealed, through)
-        if len(superseded):
-            self._journal.append_or_carry(Removals.of_blocks(superseded))
-        return np.arange(rows.start, rows.stop)
+            if len(superseded) and len(self._writers) > 1:
+                # Another pack that is being written may hold a copy of what this one superseded.
+                self._recent.append(Removals.of_blocks(superseded))
+        return np.arange(rows.start, rows.stop), superseded
+
+    def superseded(self, blocks: BlockTable) -> None:
+        """The pack itself says what it supersedes. The journal says it again until the next pack is
+        sealed, so that losing one index to a bad medium cannot bring an old version back."""
+        if len(blocks):
+            self._journal.append_or_carry(Removals.of_blocks(blocks))
 
     def ended(self, writer: PackWriter) -> None:
         """A writer is done."""
@@ -179,3 +189,17 @@ class Intake:
         """Forget removals that every pack from now on will know of."""
         if not self._writers:
             self._recent.clear()
+
+
+def _covered(blocks: BlockTable, recent: list[Removals]) -> I64:
+    """Which of the blocks some of these removals cover, int64."""
+    if not recent or not len(blocks):
+        return np.empty(0, np.int64)
+    removals = Removals.concatenate(recent)
+    rows = np.flatnonzero(np.isin(blocks.key_hash, removals.key_hash))
+    # A catalog of just these decides as the real one will: on full keys and versions.
+    trial = Catalog()
+    trial.add(blocks.take(rows))
+    trial.remove(removals)
+    covered: I64 = rows[trial.state_of(np.arange(len(rows))) == RowState.REMOVED]
+    return covered

@@ -299,8 +299,12 @@ class Pruner:
         """
         rows = self._dead_rows_outside(state, gone)
         hashes = np.concatenate([self._hashes_in(state, pack) for pack in gone])
-        found: I64 = rows[np.isin(state.catalog.column("key_hash", rows), hashes)]
-        return found
+        found = rows[np.isin(state.catalog.column("key_hash", rows), hashes)]
+        # What is dead only because its own copy took over has the version of that copy: to say that
+        # it ended would end the copy.
+        copies = state.catalog.state_of(state.catalog.newest_copies(found))
+        ended: I64 = found[(copies != RowState.LIVE) & (copies != RowState.EVICTED)]
+        return ended
 
     def _dead_rows_outside(self, state: RepositoryState, leaving: list[PackInfo]) -> I64:
         """Rows on disk, outside of these packs, that must never come back."""

@@ -12,24 +12,32 @@ from typing_extensions import Buffer
 from snapd.blocks import Codec
 from snapd.blocks.keys import I64, Bools
 from snapd.disk import Disk, DiskLock
-from snapd.errors import DiskError, LockHeldError, NothingThereError, RefusedError, SnapdError
+from snapd.errors import DiskError, RefusedError
 from snapd.formats.manifest import Manifest
 from snapd.formats.removals import Removals
 from snapd.formats.tables import FINGERPRINTS_MAX, Incarnation
+from snapd.repository.access import BlockAccess
 from snapd.repository.catalog import Catalog
+from snapd.repository.compaction import (
+    Adopting,
+    Compaction,
+    CompactionResult,
+    never,
+    nobody,
+    unpaced,
+)
+from snapd.repository.history import generations, show
 from snapd.repository.intake import Intake
 from snapd.repository.journal import Journal
 from snapd.repository.layout import move_aside, prepare, read_identity, refuse_newer
-from snapd.repository.manifests import make_manifest, read_manifest, write_manifest
+from snapd.repository.manifests import make_manifest, write_manifest
 from snapd.repository.names import (
     LOCK_FILE,
     MANIFESTS,
-    PINS_FILE,
-    parse_manifest,
 )
+from snapd.repository.pins import pin
 from snapd.repository.prune import Pruner, PruneResult, PruneRules
-from snapd.repository.quarantine import copy_to_quarantine
-from snapd.repository.reader import PackFiles, read_blocks
+from snapd.repository.reader import PackFiles
 from snapd.repository.recovery import Recovery, recover_state
 from snapd.repository.space import (
     SpaceBook,
@@ -38,7 +46,7 @@ from snapd.repository.space import (
     journal_bytes,
     leftover_bytes,
 )
-from snapd.repository.state import RepositoryState
+from snapd.repository.state import PackInfo, RepositoryState
 from snapd.repository.summary import Generation, ManifestSummary
 from snapd.repository.verify import Progress, Sample, Verification, Verifier
 from snapd.repository.writer import PackWriter
@@ -51,8 +59,6 @@ day, each read at every recovery, where the journal costs one read for all."""
 JOURNAL_BYTES_MAX = 64 * 2**20
 """Bytes in the journal beyond which a commit seals such a pack as well: a removal that comes alone
 takes two pages of the journal, and every recovery reads them."""
-_PIN_SECONDS = 10.0
-"""How long a reader waits for pruning to end."""
 
 
 class Repository:
@@ -89,9 +95,11 @@ class Repository:
         self._pruner = Pruner(disk, self._journal, retain)
         self._intake = self._new_intake()
         self._files = PackFiles(disk)
+        self._access = BlockAccess(disk, self._files, self._state)
         self._space = SpaceBook(disk)
         self._leftover_bytes = 0
         self._commit_lock = threading.Lock()
+        self._compact_lock = threading.Lock()
         self._moved_aside: list[str] = []
         self._corrupt: list[str] = []
         self._recovered = False
@@ -117,7 +125,7 @@ class Repository:
         """
         if read_only:
             read_identity(disk)  # before a file for the pin is made where no repository is
-        lock = _pin(disk) if read_only else disk.lock(LOCK_FILE)
+        lock = pin(disk) if read_only else disk.lock(LOCK_FILE)
         try:
             moved: list[str] = []
             leftover = 0
@@ -319,6 +327,34 @@ class Repository:
                 pruned,
             )
 
+    def compact(
+        self,
+        packs: Collection[int],
+        *,
+        pace: Callable[[int], None] = unpaced,
+        adopting: Adopting = nobody,
+        stop: Callable[[], bool] = never,
+    ) -> CompactionResult:
+        """Copy the live blocks of these packs, by sequence, into new packs, verified: see
+        `snapd.repository.compaction`. Commits then let the emptied packs go, when the last retained
+        generation that names them goes.
+
+        `pace` is called with the bytes that are to be read and written next and may wait,
+        `adopting` lets whoever keeps row numbers go over to the new ones, `stop` is asked every few
+        MiB. Raises DiskError or CorruptError: then some blocks may have moved, and none is lost.
+        """
+        self._check_writable()
+        with self._compact_lock:
+            compaction = Compaction(
+                self._state,
+                self._access,
+                self.begin_pack,
+                pace=pace,
+                adopting=adopting,
+                stop=stop,
+            )
+            return compaction.run(packs)
+
     def prune(
         self,
         retain: int | None = None,
@@ -336,6 +372,11 @@ class Repository:
             self._check_writable()
         with self._commit_lock:
             return self._prune(0, PruneRules(retain, move_unreadable, dry_run))
+
+    def packs(self) -> list[PackInfo]:
+        """Readable packs, by rising sequence; a copy."""
+        with self.catalog.lock:
+            return list(self._state.packs.values())
 
     def condemn(self, packs: Collection[int]) -> None:
         """Have these packs, by sequence, go with the next commit: they are not named any more, and
@@ -357,34 +398,27 @@ class Repository:
     # --- reading ------------------------------------------------------------------------------
 
     def read(self, rows: I64, buffers: Sequence[Buffer]) -> Bools:
-        """Read the blocks in these catalog rows; bool [n], which are whole and have their
-        checksums. See `read_blocks` for the buffers. Raises DiskError."""
-        with self.catalog.lock:
-            blocks = self.catalog.take(rows)
-            names = {sequence: pack.name for sequence, pack in self._state.packs.items()}
-        return read_blocks(self._files, names, blocks, buffers)
+        """Read the blocks in these catalog rows, from where they are by now; bool [n], which are
+        whole and have their checksums. See `read_blocks` for the buffers. Raises DiskError."""
+        return self._access.read(rows, buffers)[0]
+
+    def read_newest(self, rows: I64, buffers: Sequence[Buffer]) -> tuple[Bools, I64]:
+        """As `read`; also the rows of the copies that were read, int64 [n]. Raises DiskError."""
+        return self._access.read(rows, buffers)
 
     def reject(self, rows: I64) -> int:
         """Take rows whose bytes are bad out of the live set for good, and keep a copy of what is on
         disk for a look, as far as the quarantine has room. Returns the copies made."""
         self._check_writable()
-        with self.catalog.lock:
-            self.catalog.set_lost(rows)
-            blocks = self.catalog.take(rows)
-            names = {sequence: pack.name for sequence, pack in self._state.packs.items()}
-        return copy_to_quarantine(self.disk, self._files, names, blocks)
+        return self._access.reject(rows)
 
     def generations(self) -> list[Generation]:
         """Every manifest on disk, oldest first. Raises DiskError if they cannot be listed."""
-        found = (parse_manifest(name) for name in self.disk.list(MANIFESTS))
-        return [self._generation(one) for one in sorted(one for one in found if one is not None)]
+        return generations(self.disk, self.repository_id)
 
     def show(self, generation: int) -> Manifest:
         """One manifest. Raises NothingThereError, CorruptError, NewerFormatError or DiskError."""
-        names = [parse_manifest(name) for name in self.disk.list(MANIFESTS)]
-        if generation not in names:
-            raise NothingThereError(f"there is no generation {generation}: `list` shows them")
-        return read_manifest(self.disk, self.repository_id, generation)[0]
+        return show(self.disk, self.repository_id, generation)
 
     def verify(
         self,
@@ -410,6 +444,7 @@ class Repository:
         recovery.moved_aside = list(self._moved_aside)
         recovery.write_debt_bytes += self._leftover_bytes + journal_bytes(self.disk)
         self._state = found.state
+        self._access = BlockAccess(self.disk, self._files, self._state)
         self._corrupt = found.corrupt
         self._intake.close()
         self._journal = Journal(
@@ -449,27 +484,8 @@ class Repository:
         self.catalog.shrink()
         return pruned
 
-    def _generation(self, generation: int) -> Generation:
-        try:
-            manifest, file_bytes = read_manifest(self.disk, self.repository_id, generation)
-        except SnapdError as error:
-            return Generation(generation, None, 0, str(error))
-        return Generation(generation, manifest, file_bytes, "")
-
     def _check_writable(self) -> None:
         if self.read_only:
             raise RefusedError("the repository is open for reading")
         if not self._recovered:
             raise RefusedError("recover the repository before writing to it")
-
-
-def _pin(disk: Disk) -> DiskLock:
-    """A reader's pin, once whoever prunes is done. Raises LockHeldError or DiskError."""
-    deadline = time.monotonic() + _PIN_SECONDS
-    while True:
-        try:
-            return disk.lock(PINS_FILE, shared=True)
-        except LockHeldError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.05)

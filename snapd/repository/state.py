@@ -73,6 +73,10 @@ class RepositoryState:
         """How many remove-alls there have been."""
         return self.catalog.epoch
 
+    def pack_names(self) -> dict[int, str]:
+        """Where each readable pack lives, by sequence."""
+        return {sequence: pack.name for sequence, pack in self.packs.items()}
+
     def learn_incarnations(self, found: tuple[Incarnation, ...]) -> None:
         """Add incarnations from a file.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -37,6 +38,9 @@ from snapd.repository.names import PACKS, TEMPORARY, pack_name
 
 _ZEROS = bytes(PAGE_BYTES)
 
+AdoptingPack = Callable[[], AbstractContextManager[Callable[[I64], None]]]
+"""Entered around an adoption; calls what it gives with the rows of all positions, as `seal`."""
+
 
 class PackOwner(Protocol):
     """What a writer needs of the repository."""
@@ -44,8 +48,14 @@ class PackOwner(Protocol):
     def pack_index(self, writer: PackWriter, blocks: BlockTable) -> PackIndex:
         """The index to seal: these blocks and what the repository has to say beside them."""
 
-    def adopt(self, writer: PackWriter, sealed: SealedFile, index: PackIndex) -> I64:
-        """The pack is durable: take it into the catalog, return its rows there."""
+    def adopt(
+        self, writer: PackWriter, sealed: SealedFile, index: PackIndex
+    ) -> tuple[I64, BlockTable]:
+        """The pack is durable: take it into the catalog. Returns its rows there, and the versions
+        that it superseded. Does no I/O."""
+
+    def superseded(self, blocks: BlockTable) -> None:
+        """Make it durable beside the pack, too, that these versions are superseded."""
 
     def ended(self, writer: PackWriter) -> None:
         """The writer will not write any more, whatever came of it."""
@@ -130,11 +140,12 @@ class PackWriter:
         self._check_open()
         self._dropped.append(positions.astype(np.int64))
 
-    def seal(self) -> I64:
+    def seal(self, adopting: AdoptingPack | None = None) -> I64:
         """Make the pack durable and add it to the catalog; returns the catalog row of every
         position, int64 [appended], -1 for what was not good or was dropped.
 
-        Nothing is written if no row is left and the repository has nothing to say.
+        Nothing is written if no row is left and the repository has nothing to say. `adopting` is
+        entered around the step in which the catalog takes the pack in, and told its result there.
 
         Crash argument: until the rename the file has a temporary name, which recovery removes; its
         blocks are still in the store, and the journal still has the removals. After the rename the
@@ -153,14 +164,16 @@ class PackWriter:
                 return np.full(self._appended, -1, np.int64)
             trailer = self._write_index(index)
             sealed, index = self._read_back(trailer)
-            rows = self._owner.adopt(self, sealed, index)
         except SnapdError:
             self.abort()
             raise
+        result = np.full(self._appended, -1, np.int64)
+        with adopting() if adopting is not None else nullcontext(_nobody) as adopted:
+            result[positions], superseded = self._owner.adopt(self, sealed, index)
+            adopted(result)
         self._open = False
         self._owner.ended(self)
-        result = np.full(self._appended, -1, np.int64)
-        result[positions] = rows
+        self._owner.superseded(superseded)
         return result
 
     def abort(self) -> None:
@@ -245,6 +258,10 @@ class PackWriter:
         if sealed.trailer != trailer or sealed.problem:
             raise CorruptError(f"{self._name} does not read back as it was written")
         return sealed, decode_pack_index(raw, trailer)
+
+
+def _nobody(rows: I64) -> None:
+    """Nobody waits for the result of an adoption."""
 
 
 def _zero_padded(view: memoryview, size: int) -> list[memoryview]:

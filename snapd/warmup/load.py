@@ -9,10 +9,11 @@ import numpy as np
 
 from snapd.attach.port import I32, Sink
 from snapd.attach.session import Session
-from snapd.blocks.keys import I64, U64
+from snapd.blocks.keys import I64, U64, Bools
 from snapd.blocks.table import U32
 from snapd.errors import DiskError
-from snapd.repository import Repository
+from snapd.plans.residency import REJECTED
+from snapd.repository import Catalog, Repository, RowState
 from snapd.wire.codes import ReturnCode
 
 
@@ -47,7 +48,8 @@ class LoadResult:
     """Not what their checksum says; never served."""
     no_space: int = 0
     failed: int = 0
-    """The disk failed: still cold, and on disk as before."""
+    """The disk failed, or the block was copied and its pack deleted while it was read: still cold,
+    and on disk."""
     error: DiskError | None = None
 
 
@@ -65,39 +67,70 @@ def load_cold(
     still cold and of that version: the store decides that when the fill ends. A death in between
     leaves reserved space, which the store takes back with the writer's lock.
 
+    The rows may be from long ago: compaction may have copied the blocks since, and the packs that
+    they were in may be gone. A block counts as bad only if it cannot be read from its newest copy.
+
     Raises StoreUnavailableError when the store does not answer.
     """
     slots, sequences, rows = wanted
-    fill = sink.reserve(slots, sequences, repository.catalog.column("size", rows), demand=demand)
+    residency, catalog = session.residency, repository.catalog
+    with residency.lock:
+        # Slots go over to a copy in the step that makes it.
+        rows = np.where((held := residency.rows_of(slots, sequences)) != REJECTED, held, rows)
+        sizes = catalog.column("size", rows)
+    fill = sink.reserve(slots, sequences, sizes, demand=demand)
     given = np.flatnonzero(fill.codes == ReturnCode.OK)
     codes: I32 = fill.codes.copy()
     error: DiskError | None = None
     if len(given):
         try:
-            good = repository.read(rows[given], [fill.buffers[at] for at in given.tolist()])
+            buffers = [fill.buffers[at] for at in given.tolist()]
+            good, rows[given] = repository.read_newest(rows[given], buffers)
             codes[given[~good]] = ReturnCode.INVALID_READ
         except DiskError as caught:
             error = caught
             codes[given] = ReturnCode.TRANSFER_FAIL
-    residency = session.residency
     with residency.lock:
+        newest, known = _newest(session, catalog, wanted, rows)
+        # Where it is by now nobody has looked: it stays cold, and on disk.
+        codes[(codes == ReturnCode.INVALID_READ) & ~known] = ReturnCode.TRANSFER_FAIL
         result = sink.publish(fill, codes)
         published = given[(result[given] == ReturnCode.OK) & (codes[given] == ReturnCode.OK)]
         bad = given[codes[given] == ReturnCode.INVALID_READ]
         # What was superseded stays on the books: the next scan finds it gone, and its row dies.
         residency.forget(slots[np.concatenate([published, bad])].astype(np.int64))
         residency.settle(
-            fill.slots[published], fill.sequences[published], rows[published], cold=False
+            fill.slots[published], fill.sequences[published], newest[published], cold=False
         )
-    if len(bad):
-        repository.reject(rows[bad])
+        # What died while it was read may have lost its pack: that is no damage.
+        state = catalog.state_of(rows[bad])
+        damaged = rows[bad[(state == RowState.LIVE) | (state == RowState.EVICTED)]]
+    if len(damaged):
+        repository.reject(damaged)
     gone = int((fill.codes == ReturnCode.OBJECT_NOT_FOUND).sum())
+    failed = int((codes[given] == ReturnCode.TRANSFER_FAIL).sum())
     return LoadResult(
         loaded=len(published),
-        loaded_bytes=int(repository.catalog.column("size", rows[published]).sum()),
-        superseded=gone + (len(given) - len(published) - len(bad) if error is None else 0),
-        rejected=len(bad),
+        loaded_bytes=int(sizes[published].sum()),
+        superseded=gone + len(given) - len(published) - len(damaged) - failed,
+        rejected=len(damaged),
         no_space=int((fill.codes == ReturnCode.NO_AVAILABLE_HANDLE).sum()),
-        failed=len(given) if error is not None else 0,
+        failed=failed,
         error=error,
     )
+
+
+def _newest(
+    session: Session, catalog: Catalog, wanted: tuple[U32, U64, I64], rows: I64
+) -> tuple[I64, Bools]:
+    """Where the blocks that were read from `rows` are by now, int64 [n], and whether that is known
+    to be where they were read, bool [n]. The caller holds the residency's lock."""
+    slots, sequences, _ = wanted
+    held = session.residency.rows_of(slots, sequences)
+    newest = np.where(held != REJECTED, held, rows)
+    stale = np.flatnonzero(~catalog.is_live(newest))
+    newest[stale] = catalog.newest_copies(newest[stale])
+    known = newest == rows
+    # Of a row without a slot that is gone from memory, not even the key is known any more.
+    known[stale] &= (held[stale] != REJECTED) | (catalog.column("size", rows[stale]) > 0)
+    return newest, known

@@ -106,12 +106,16 @@ class Registrar:
                 self._register(session, sink, chunk, table)
 
     def _register(self, session: Session, sink: Sink, rows: I64, table: BlockTable) -> None:
+        catalog = self._repository.catalog
         with session.residency.lock:
-            alive = self._repository.catalog.is_live(rows)
+            alive = catalog.is_live(rows)
             if not alive.all():
+                # Compaction may have copied some to another row since they were listed.
+                rows = np.where(alive, rows, catalog.newest_copies(rows))
+                alive = catalog.is_live(rows)
                 rows, table = rows[alive], table.take(alive)
             codes = register_rows(session, sink, rows, table)
-        session.refused.append(rows[codes == ReturnCode.OBJECT_ALREADY_EXISTS])
+            session.refused.append(rows[codes == ReturnCode.OBJECT_ALREADY_EXISTS])
         self.registered += len(rows)
         self.refused_for_space += int((codes == ReturnCode.NO_AVAILABLE_HANDLE).sum())
 
@@ -130,9 +134,12 @@ def register_rows(session: Session, sink: Sink, rows: I64, table: BlockTable) ->
 
 def drop_dead(session: Session, sink: Sink, repository: Repository) -> None:
     """Take back cold registrations whose rows have died. The caller holds the residency's lock."""
-    residency = session.residency
+    residency, catalog = session.residency, repository.catalog
     slots = residency.cold_slots()
-    dead = slots[~repository.catalog.is_live(residency.row[slots])]
+    dead = slots[~catalog.is_live(residency.row[slots])]
+    if len(dead):
+        residency.row[dead] = catalog.newest_copies(residency.row[dead])
+        dead = dead[~catalog.is_live(residency.row[dead])]
     if len(dead):
         sink.drop_cold(dead.astype(np.uint32), residency.sequence[dead])
         residency.forget(dead)

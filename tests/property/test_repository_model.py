@@ -65,6 +65,19 @@ class RepositoryLives(RuleBasedStateMachine):
     def commit(self) -> None:
         self.model.commit()
 
+    @rule(kept=st.sets(st.integers(0, 7)))
+    def compact(self, kept: set[int]) -> None:
+        packs = self.model.open.packs()
+        chosen = [pack.sequence for at, pack in enumerate(packs) if at not in kept]
+        before = self.model.open.catalog.live_totals()
+        result = self.model.compact(chosen)
+        assert result.complete
+        assert (result.rejected, result.died) == (0, 0)
+        assert self.model.open.catalog.live_totals() == before
+        for pack in packs:
+            if pack.sequence in chosen:
+                assert not self.model.open.catalog.is_live(pack.rows).any(), "a block stayed behind"
+
     @rule()
     def restart(self) -> None:
         self.model.open.close()
@@ -120,7 +133,7 @@ class SimulatedLives(RepositoryLives):
         self.model.check()
 
     def _any_of(self, what: st.DataObject) -> None:
-        rules: list[Any] = [self.commit, self.remove_all]
+        rules: list[Any] = [self.commit, self.remove_all, self.model.compact]
         keyed: list[Any] = [self.put, self.put_some_that_moved, self.remove]
         chosen = what.draw(st.sampled_from([*rules, *keyed]))
         if chosen in keyed:

@@ -10,7 +10,7 @@ from repository_kit import append, contents_of, remove
 from snapd.blocks import KeyColumn, hash_keys
 from snapd.blocks.keys import I64
 from snapd.disk import Disk
-from snapd.repository import Recovery, Repository
+from snapd.repository import CompactionResult, Recovery, Repository
 
 
 class ModelledRepository:
@@ -87,6 +87,11 @@ class ModelledRepository:
     def commit(self) -> None:
         """Commit a snapshot."""
         self.generation = max(self.generation, self.open.commit().generation)
+
+    def compact(self, packs: Iterable[int] | None = None) -> CompactionResult:
+        """Copy what lives in these packs, by sequence, or in all: nothing changes but the place."""
+        chosen = [pack.sequence for pack in self.open.packs()] if packs is None else list(packs)
+        return self.open.compact(chosen)
 
     def rows_of(self, keys: list[bytes]) -> I64:
         """Catalog rows of keys."""
