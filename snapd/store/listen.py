@@ -10,7 +10,8 @@ import socket
 import stat
 from pathlib import Path
 
-_BACKLOG = 128
+BACKLOG = 512
+"""Connections that wait to be accepted; who comes after them waits in his `connect`."""
 
 
 def bind_socket(path: Path, *, group_shared: bool = False) -> socket.socket:
@@ -42,7 +43,7 @@ def bind_socket(path: Path, *, group_shared: bool = False) -> socket.socket:
             listener.bind(str(path))
         finally:
             os.umask(mask)
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except BaseException:
         listener.close()
         raise

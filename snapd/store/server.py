@@ -19,7 +19,7 @@ from snapd.errors import SnapdError
 from snapd.store.complaints import Complaints
 from snapd.store.connection import ClientConnection
 from snapd.store.engine import StoreEngine
-from snapd.store.listen import allow_descriptors, bind_socket
+from snapd.store.listen import BACKLOG, allow_descriptors, bind_socket
 from snapd.wire import messages as m
 from snapd.wire.codes import ReturnCode
 from snapd.wire.peers import peer_of, refusal_of_peer
@@ -84,7 +84,9 @@ class StoreServer:
         loop.set_exception_handler(self._loop_failed)
         allow_descriptors(2 * CLIENTS_MAX)
         listener = bind_socket(self._path, group_shared=self._group_shared)
-        server = await loop.create_unix_server(lambda: ClientConnection(self), sock=listener)
+        server = await loop.create_unix_server(
+            lambda: ClientConnection(self), sock=listener, backlog=BACKLOG
+        )
         self._schedule()
         self._on_ready()
         if self._failure is not None:

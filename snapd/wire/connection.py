@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import time
 from typing import TypeVar
 
@@ -42,7 +43,10 @@ class Connection:
         self._decoder = FrameDecoder()
         self._request_id = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self._socket.settimeout(timeout_seconds)
+        # A connect that does not block fails at once while the store's backlog is full.
+        seconds, rest = divmod(timeout_seconds, 1)
+        until = struct.pack("@ll", int(seconds), max(1, int(rest * 1_000_000)))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, until)
         try:
             self._socket.connect(path)
         except OSError as error:

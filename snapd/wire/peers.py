@@ -11,7 +11,8 @@ _CREDENTIALS = struct.Struct("@iII")
 _SO_PEERGROUPS = 59
 """Linux 4.13; not named by the socket module."""
 
-_GROUPS_MAX = 1024
+_GROUPS_MAX = 256
+"""As many as `getsockopt` has room for; a process in more of them is known by its first group."""
 
 
 @dataclass(frozen=True, slots=True)
