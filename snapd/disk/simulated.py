@@ -92,9 +92,8 @@ class SimulatedDisk(Machine):
                 raise DiskError(f"{path} exists", errno.EEXIST)
             if inode is None and mode == "r":
                 raise DiskError(f"{path} does not exist", errno.ENOENT)
-            return SimulatedFile(
-                self, inode or self.inode_of(path), path, writable=mode != "r", direct=direct
-            )
+            inode = inode or self.inode_of(path)
+        return SimulatedFile(self, inode, path, writable=mode != "r", direct=direct)
 
     def list(self, name: str) -> Sequence[str]:
         """Names in a directory, sorted."""

@@ -47,6 +47,8 @@ class Intake:
         self._pack_bytes_max = pack_bytes_max
         self._writers: dict[PackWriter, int] = {}
         """Writers at work, and the last journal file that the index of their pack covers."""
+        self._in_doubt: list[int] = []
+        """Packs that failed and whose names could not be taken back."""
         self._recent: list[Removals] = []
         """Removals since the oldest of these writers began: its blocks may be older than they."""
         self.journal_sealed = 0
@@ -58,9 +60,10 @@ class Intake:
         return self._journal.pending
 
     def writing(self) -> list[int]:
-        """Sequences of the packs that are being written."""
+        """Sequences of the packs that are being written, and of those that failed and may be on
+        disk nevertheless. No manifest's floor is above them, so that recovery takes them in."""
         with self._state.catalog.lock:
-            return [writer.header.sequence for writer in self._writers]
+            return [*self._in_doubt, *(writer.header.sequence for writer in self._writers)]
 
     @property
     def bytes_writing(self) -> int:
@@ -165,9 +168,11 @@ class Intake:
         if len(blocks):
             self._journal.append_or_carry(Removals.of_blocks(blocks))
 
-    def ended(self, writer: PackWriter) -> None:
+    def ended(self, writer: PackWriter, *, in_doubt: bool = False) -> None:
         """A writer is done."""
         with self._state.catalog.lock:
+            if in_doubt:
+                self._in_doubt.append(writer.header.sequence)
             self._writers.pop(writer, None)
             self._trim_recent()
 

@@ -57,8 +57,9 @@ class PackOwner(Protocol):
     def superseded(self, blocks: BlockTable) -> None:
         """Make it durable beside the pack, too, that these versions are superseded."""
 
-    def ended(self, writer: PackWriter) -> None:
-        """The writer will not write any more, whatever came of it."""
+    def ended(self, writer: PackWriter, *, in_doubt: bool = False) -> None:
+        """The writer will not write any more, whatever came of it. `in_doubt`: its pack is not in
+        the catalog and may have its name on disk all the same."""
 
 
 class PackWriter:
@@ -81,6 +82,7 @@ class PackWriter:
         self._appended = 0
         self._dropped: list[I64] = []
         self._open = True
+        self._may_be_named = False
 
     @property
     def bytes_written(self) -> int:
@@ -177,14 +179,28 @@ class PackWriter:
         return result
 
     def abort(self) -> None:
-        """Give the pack up; idempotent, and without effect on a sealed one."""
+        """Give the pack up; idempotent, and without effect on a sealed one.
+
+        What failed may have been the sync of its name, or reading it back: then the name goes too.
+        A pack that stayed there unknown would, in a later life, be newer than versions that live.
+        """
         if self._open:
             self._open = False
             if self._file is not None:
                 discard(self._disk, self._file, self._name)
-            self._owner.ended(self)
+            self._owner.ended(self, in_doubt=self._may_be_named and not self._take_back())
 
     # --- inside -------------------------------------------------------------------------------
+
+    def _take_back(self) -> bool:
+        """Remove the pack's name, for good; whether it is certainly gone."""
+        try:
+            if self._name in {f"{PACKS}/{name}" for name in self._disk.list(PACKS)}:
+                self._disk.remove(self._name)
+            self._disk.sync_directory(PACKS)
+        except DiskError:
+            return False
+        return True
 
     def _check_open(self) -> None:
         if not self._open:
@@ -248,6 +264,7 @@ class PackWriter:
         decode_pack_index(raw, trailer)
         self._write([aligned_copy(raw + encode_trailer(trailer))])
         assert self._file is not None
+        self._may_be_named = True
         publish(self._disk, self._file, self._name, PACKS)
         return trailer
 

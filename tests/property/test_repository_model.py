@@ -87,9 +87,7 @@ class RepositoryLives(RuleBasedStateMachine):
 
     @rule()
     def rebuild(self) -> None:
-        self.model.open.rebuild()
-        self.model.forget_generations()
-        self.model.check()
+        self.model.rebuild()
         self.model.commit()
 
     @invariant()
