@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import secrets
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 
 from snapd.disk import Disk
 from snapd.errors import (
@@ -41,7 +42,7 @@ def read_identity(disk: Disk) -> bytes:
     Raises NothingThereError, NewerFormatError or DiskError.
     """
     try:
-        return _read_repository_file(disk)
+        return _believed(disk, _read_repository_file(disk))
     except CorruptError:
         found = _identity_of_files(disk)
     except DiskError as error:
@@ -108,7 +109,7 @@ def prepare(disk: Disk) -> tuple[bytes, list[str]]:
         disk.sync_directory(directory)
     moved: list[str] = []
     try:
-        return _read_repository_file(disk), moved
+        return _believed(disk, _read_repository_file(disk)), moved
     except CorruptError:
         moved = move_aside(disk, [REPOSITORY_FILE])
     except DiskError as error:
@@ -169,14 +170,41 @@ def move_aside(disk: Disk, names: Iterable[str]) -> list[str]:
 
 
 def _read_repository_file(disk: Disk) -> bytes:
-    with opened(disk, REPOSITORY_FILE) as file:
-        raw = bytearray(min(file.size(), _REPOSITORY_BYTES_MAX))
-        del raw[file.read([raw], 0) :]
+    try:
+        with opened(disk, REPOSITORY_FILE) as file:
+            raw = bytearray(min(file.size(), _REPOSITORY_BYTES_MAX))
+            del raw[file.read([raw], 0) :]
+    except DiskError as error:
+        if error.errno in DAMAGE_ERRNOS:  # a link, a directory, a device: no file of ours
+            raise CorruptError(str(error)) from error
+        raise
     return decode_repository(bytes(raw))
 
 
+def _believed(disk: Disk, identity: bytes) -> bytes:
+    """`identity`, unless there are manifests and packs and all of them are of other repositories.
+
+    Then `repository.json` is the one that does not belong here; going by it would give up all that
+    is there. Raises CorruptError then. Reads one header where all is well.
+    """
+    others = 0
+    for found in _identities_of_files(disk):
+        if found == identity:
+            return identity
+        others += 1
+    if others:
+        raise CorruptError("repository.json has the id of another repository than its files")
+    return identity
+
+
 def _identity_of_files(disk: Disk) -> bytes | None:
-    """The id in the newest readable manifest, else in the newest readable pack."""
+    """The id that most of the readable manifests and packs have."""
+    votes = Counter(_identities_of_files(disk)).most_common(1)
+    return votes[0][0] if votes else None
+
+
+def _identities_of_files(disk: Disk) -> Iterator[bytes]:
+    """The id in each readable manifest and pack, the newest manifest first."""
     manifests = [
         f"{MANIFESTS}/{name}" for name in disk.list(MANIFESTS) if parse_manifest(name) is not None
     ]
@@ -185,10 +213,9 @@ def _identity_of_files(disk: Disk) -> bytes | None:
     found += [(name, PACK_MAGIC) for name in packs[::-1]]
     for name, magic in found:
         try:
-            return read_header(disk, name, magic).repository_id
+            yield read_header(disk, name, magic).repository_id
         except SnapdError:
             continue
-    return None
 
 
 def _remove_leftovers(disk: Disk, directory: str) -> None:
@@ -200,4 +227,8 @@ def _remove_leftovers(disk: Disk, directory: str) -> None:
     for name in leftovers:
         if not directory and name != REPOSITORY_FILE + TEMPORARY:
             continue
-        disk.remove(f"{directory}/{name}" if directory else name)
+        try:
+            disk.remove(f"{directory}/{name}" if directory else name)
+        except DiskError as error:
+            if error.errno not in {errno.EISDIR, errno.EPERM}:
+                raise  # a directory of that name is none of our files, and in nobody's way

@@ -93,12 +93,12 @@ def truncate(name: str, length: int, root: Path) -> None:
 
 def flip_cases(root: Path, layout: Layout) -> Iterator[Hostile]:
     """Every byte that says something, in one file of each kind and in part of the others."""
-    whole = {layout.packs[3], layout.manifests[-1], layout.journals[-1], "repository.json"}
+    whole = {layout.packs[3], layout.manifests[-1], "repository.json"}
     sealed = {*layout.packs, *layout.manifests}
     for name in (*layout.packs, *layout.manifests, *layout.journals, "repository.json"):
         raw = (root / name).read_bytes()
         matters = _matters(raw) if name in sealed else np.ones(len(raw), np.bool_)
-        for offset in range(0, len(raw), 1 if name in whole else 61):
+        for offset in range(0, len(raw), 1 if name in whole else 23):
             in_data = name == layout.packs[3] and PAGE_BYTES <= offset < _index_offset(raw)
             if in_data and offset % 16:
                 continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from repository_kit import table_of
 
@@ -206,8 +208,18 @@ def test_repository_file() -> None:
     for length in range(len(raw) - 2):
         with pytest.raises(CorruptError):
             decode_repository(raw[:length])
+    newer = raw.replace(b'"format_version": 1', b'"format_version": 2')
+    with pytest.raises(CorruptError, match="checksum"):
+        decode_repository(newer)
+    for bit in range(8 * len(raw)):
+        changed = bytearray(raw)
+        changed[bit // 8] ^= 1 << bit % 8
+        with contextlib.suppress(CorruptError):
+            assert decode_repository(bytes(changed)) == REPOSITORY
+    older = newer.replace(b'"checksum"', b'"something"')
     with pytest.raises(NewerFormatError):
-        decode_repository(raw.replace(b'"format_version": 1', b'"format_version": 2'))
+        decode_repository(older)
+    assert decode_repository(older.replace(b": 2", b": 1")) == REPOSITORY
     with pytest.raises(CorruptError):
         decode_repository(raw.replace(b"0001", b"zz01"))
     assert decode_repository(raw.replace(b"{", b'{"later": [1, 2], ', 1)) == REPOSITORY
