@@ -35,6 +35,7 @@ from snapd.wire.messages import (
     BATCH_KEYS_MAX,
     Codes,
     ColdReady,
+    Count,
     DropCold,
     Events,
     EventsWait,
@@ -45,6 +46,8 @@ from snapd.wire.messages import (
     Message,
     PinBlocks,
     RegisterCold,
+    Remove,
+    RemoveAll,
     ReportCorrupt,
     Reserved,
     UnpinBlocks,
@@ -58,6 +61,9 @@ _DESCRIBE_ROWS = 65_536
 
 _MESSAGE_BYTES = 8 * 2**20
 """Bytes of keys in one message, half of the longest frame."""
+
+_REMOVE_KEYS_MAX = 8192
+"""Keys that are removed in one message, so that the store answers others in between."""
 
 _ANSWER_SECONDS = 10.0
 """Deadline of one answer of the store."""
@@ -295,6 +301,31 @@ class BundledSink:
             decode_column(reply.slots, np.uint32, rows),
             decode_column(reply.sequences, np.uint64, rows),
         )
+
+
+class BundledRemover:
+    """A `Remover` over the store's socket."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def remove(self, keys: KeyColumn) -> int:
+        """In batches of a message's size; each is answered when its removals are durable, or after
+        the store's deadline for that."""
+        removed = 0
+        rows, lengths = np.arange(len(keys), dtype=np.int64), keys.lengths.astype(np.uint64)
+        for piece in windows(rows, lengths, bytes_max=_MESSAGE_BYTES, blocks_max=_REMOVE_KEYS_MAX):
+            request = Remove(encode_keys(keys.take(piece)), force=True)
+            removed += int((_codes(self._connection, request, len(piece)) == ReturnCode.OK).sum())
+        return removed
+
+    def remove_all(self) -> int:
+        """One request."""
+        return self._connection.call(RemoveAll(force=True), Count, _ANSWER_SECONDS).value
+
+    def close(self) -> None:
+        """Close."""
+        self._connection.close()
 
 
 def header_state(view: SegmentView) -> HeaderState:

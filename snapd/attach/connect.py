@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from snapd import __version__
-from snapd.attach.bundled import BundledFeed, BundledSink, BundledSource
-from snapd.attach.port import Feed, Sink, Source
+from snapd.attach.bundled import BundledFeed, BundledRemover, BundledSink, BundledSource
+from snapd.attach.port import Feed, Remover, Sink, Source
 from snapd.errors import SnapdError, StoreUnavailableError
 from snapd.segment.view import SegmentView
 from snapd.wire.connection import Connection
@@ -74,6 +74,11 @@ class BundledStore:
         """A feed. Raises as `connect` does."""
         connection, _ = self.connect()
         return BundledFeed(connection)
+
+    def remover(self) -> Remover:
+        """A remover. Raises as `connect` does."""
+        connection, _ = self.connect()
+        return BundledRemover(connection)
 
     def stats(self) -> StatsReply:
         """Counters and gauges. Raises StoreUnavailableError."""

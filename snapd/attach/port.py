@@ -101,6 +101,20 @@ class Feed(Protocol):
         """End the connection; idempotent."""
 
 
+class Remover(Protocol):
+    """Removes blocks from a store by key, on behalf of an operator. What was removed is in the feed
+    like every other removal. Raises StoreUnavailableError when the store does not answer."""
+
+    def remove(self, keys: KeyColumn) -> int:
+        """Remove keys, resident or cold, whoever reads them; returns how many were there."""
+
+    def remove_all(self) -> int:
+        """Remove every key, whoever reads it; returns how many there were."""
+
+    def close(self) -> None:
+        """End the connection; idempotent."""
+
+
 class Source(Protocol):
     """Lists a store's blocks and gives their bytes, without any effect on its eviction order.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from snapd.attach.port import Feed, Sink, Source
+from snapd.attach.port import Feed, Remover, Sink, Source
 from snapd.blocks.keys import I64
 from snapd.plans.residency import Residency, follow
 
@@ -38,6 +38,8 @@ class Session:
     """A sink for the calling thread. Raises StoreUnavailableError and what the store refuses."""
     open_feed: Callable[[], Feed]
     """A feed for the calling thread. Raises as `open_sink` does."""
+    open_remover: Callable[[], Remover] | None = None
+    """A remover for the calling thread. Raises as `open_sink` does. None: this store has none."""
     refused: list[I64] = field(default_factory=list)
     """Catalog rows whose keys the store knew when they were to be registered cold. Those that no
     slot turns out to hold were replaced or evicted since. Guarded by the residency's lock."""

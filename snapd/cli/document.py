@@ -26,7 +26,13 @@ With `--json` a command writes one JSON document to stdout, in errors too (`erro
 messages and progress go to stderr. Settings come from where `docs/settings.md` says.
 
 `list`, `show`, `verify` and `rebuild` need only the repository: they work while the daemon is
-stopped.
+stopped. `prune` and `purge` ask the daemon if one runs, and work on the repository if none does.
+
+A repository in which any file was written by a newer version is refused by everything that writes
+(exit code 5): what that file removed or replaced is not known. Nothing is changed. `list` and
+`verify` name the file; run the newer version, or move the directory aside to start with an empty
+one. A daemon that is refused leaves a running store as it is, and with `--with-store` starts or
+adopts the store before it ends, so that the cache goes on being served, without persistence.
 """
 
 HELP_COLUMNS = 88

@@ -53,6 +53,14 @@ class Control(Protocol):
     def request_snapshot(self) -> Future[Mapping[str, Any]]:
         """Ask for a snapshot now; the future fails with `SnapdError`."""
 
+    def prune(
+        self, retain: int | None, *, move_unreadable: bool, dry_run: bool
+    ) -> Mapping[str, Any]:
+        """Delete what no retained generation needs; takes its time, and raises `SnapdError`."""
+
+    def purge(self, prefix: str) -> Mapping[str, Any]:
+        """Remove keys from store and disk for good; takes its time, and raises `SnapdError`."""
+
     def generations(self) -> Sequence[Mapping[str, Any]]:
         """The snapshots on disk, newest first."""
 
@@ -162,6 +170,8 @@ class HttpServer:
                 [
                     web.post("/snapshot", _as_errors(self._snapshot)),
                     web.get("/generations", _as_errors(self._generations)),
+                    web.post("/prune", _as_errors(self._prune)),
+                    web.post("/purge", _as_errors(self._purge)),
                 ]
             )
         return application
@@ -190,6 +200,27 @@ class HttpServer:
 
     async def _generations(self, _: web.Request) -> web.Response:
         return _json({"generations": await asyncio.to_thread(self._control.generations)})
+
+    async def _prune(self, request: web.Request) -> web.Response:
+        query = request.query
+        retain = query.get("retain")
+        if retain is not None and not (retain.isdecimal() and int(retain) > 0):
+            raise SettingError(f"retain = {retain!r} is not a number of generations, 1 or more")
+        return _json(
+            await asyncio.to_thread(
+                self._control.prune,
+                int(retain) if retain else None,
+                move_unreadable="move_unreadable" in query,
+                dry_run="dry_run" in query,
+            )
+        )
+
+    async def _purge(self, request: web.Request) -> web.Response:
+        # Without a prefix everything goes, so that has to be said, and cannot be left out.
+        prefix = request.query.get("prefix", "")
+        if not prefix and "everything" not in request.query:
+            raise SettingError("say which prefix to purge, or everything")
+        return _json(await asyncio.to_thread(self._control.purge, prefix))
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -110,6 +110,7 @@ class Keeper:
             open_source=store.source,
             open_sink=store.sink,
             open_feed=store.feed,
+            open_remover=store.remover,
         )
         return session, store
 

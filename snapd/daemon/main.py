@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 from snapd.attach.connect import BundledConnector
@@ -23,9 +24,10 @@ from snapd.daemon.notify import notify, watchdog_seconds
 from snapd.daemon.pacer import Pacer
 from snapd.daemon.state import DaemonState
 from snapd.daemon.supervise import StoreSupervisor, store_socket
+from snapd.daemon.upkeep import Upkeep
 from snapd.daemon.workers import Workers
 from snapd.disk.posix import PosixDisk
-from snapd.errors import DiskError, SettingError
+from snapd.errors import DiskError, NewerFormatError, SettingError
 from snapd.flusher import Flusher
 from snapd.metrics import Metrics
 from snapd.repository import Repository
@@ -44,7 +46,9 @@ def run_daemon(settings: Settings, with_store: bool) -> int:
     """Run until SIGTERM or SIGINT; the exit code. Called from the main thread.
 
     Raises SettingError for settings that cannot work here, LockHeldError when another daemon has
-    the repository, DiskError when the path cannot be used.
+    the repository, DiskError when the path cannot be used, NewerFormatError when the repository is
+    for a newer version: then nothing in it is touched, and with the store as our own that is left
+    serving, because what it holds in memory is good all the same.
     """
     if settings.store != "bundled":
         raise SettingError(
@@ -57,12 +61,19 @@ def run_daemon(settings: Settings, with_store: bool) -> int:
     _make_runtime_directory(settings.runtime_dir)
     with _naming_the_setting(settings.persistent_path):
         disk = PosixDisk(settings.persistent_path, create=True)
-        repository = Repository.open(
-            disk,
-            retain=settings.retain,
-            codec=Codec.ZSTD if settings.codec == "zstd" else Codec.RAW,
-            pack_bytes_max=settings.pack_bytes_max,
-        )
+        try:
+            repository = Repository.open(
+                disk,
+                retain=settings.retain,
+                codec=Codec.ZSTD if settings.codec == "zstd" else Codec.RAW,
+                pack_bytes_max=settings.pack_bytes_max,
+            )
+        except NewerFormatError:
+            if with_store:
+                store = StoreSupervisor(settings)
+                store.start()
+                store.leave()
+            raise
     try:
         daemon = Daemon(settings, repository, stopping)
         return daemon.run(with_store=with_store)
@@ -114,6 +125,7 @@ class Daemon:
         )
         loader = Loader(repository, link, demand, metrics, stopping)
         warmer = Warmer(repository, link, demand, pace=pace, observer=metrics, stopping=stopping)
+        rewrite = partial(repository.compact, pace=pace, adopting=link.adopting)
         self._workers = Workers(on_failure=stopping.set)
         self._state = DaemonState(
             settings=settings,
@@ -127,6 +139,7 @@ class Daemon:
             warmer=warmer,
             events=events,
             workers=self._workers,
+            upkeep=Upkeep(repository, link, events, rewrite),
         )
         self._work: dict[str, Callable[[], None]] = {
             "flusher": self._flusher.run,

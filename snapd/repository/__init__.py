@@ -5,6 +5,7 @@ from snapd.formats.tables import Incarnation
 from snapd.repository.catalog import Catalog, RowState
 from snapd.repository.compaction import Adopting, CompactionResult, Moved
 from snapd.repository.prune import PruneResult
+from snapd.repository.purge import Purge, PurgeResult
 from snapd.repository.recovery import Recovery
 from snapd.repository.repository import Repository
 from snapd.repository.summary import Generation, ManifestSummary
@@ -22,6 +23,8 @@ __all__ = [
     "Moved",
     "PackWriter",
     "PruneResult",
+    "Purge",
+    "PurgeResult",
     "Recovery",
     "Removals",
     "Repository",

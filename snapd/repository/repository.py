@@ -378,6 +378,10 @@ class Repository:
         with self.catalog.lock:
             return list(self._state.packs.values())
 
+    def writing(self) -> list[int]:
+        """Sequences of the packs that are being written."""
+        return self._intake.writing()
+
     def condemn(self, packs: Collection[int]) -> None:
         """Have these packs, by sequence, go with the next commit: they are not named any more, and
         generations that name them go as well. Nothing live may be left in them by then; a pack that
