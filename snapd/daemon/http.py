@@ -22,6 +22,7 @@ from aiohttp import web
 
 from snapd.config import event
 from snapd.errors import RefusedError, SettingError, SnapdError
+from snapd.wire.peers import refusal_of_peer
 
 CONTROL_SOCKET = "snapd.sock"
 """Name of the control socket in the runtime directory."""
@@ -43,6 +44,9 @@ class Control(Protocol):
 
     def unready(self) -> str | None:
         """Why not every block of the snapshot is served; None when every one is."""
+
+    def problems(self) -> Sequence[str]:
+        """What does not work and yet makes nobody unready, such as a full disk."""
 
     def status(self) -> Mapping[str, Any]:
         """Everything an operator wants, as JSON types."""
@@ -68,8 +72,12 @@ class Control(Protocol):
 class HttpServer:
     """Serves in a thread of its own, from `start` to `stop`."""
 
-    def __init__(self, control: Control, tcp: str, runtime_dir: str) -> None:
+    def __init__(
+        self, control: Control, tcp: str, runtime_dir: str, *, group_shared: bool = False
+    ) -> None:
+        """With `group_shared`, processes of our group may use the control socket, too."""
         self._control = control
+        self._group_shared = group_shared
         self._tcp = tcp
         self._socket_path = os.path.join(runtime_dir, CONTROL_SOCKET)
         self._watch = _ConnectionWatch()
@@ -142,7 +150,7 @@ class HttpServer:
         if _answers(self._socket_path):
             raise RefusedError(f"another daemon serves {self._socket_path}: set runtime_dir")
         temporary = f"{self._socket_path}.{os.getpid()}"
-        before = os.umask(0o177)
+        before = os.umask(0o117 if self._group_shared else 0o177)
         try:
             await web.UnixSite(runner, temporary).start()
             os.rename(temporary, self._socket_path)
@@ -154,9 +162,10 @@ class HttpServer:
             os.umask(before)
 
     def _application(self, *, control: bool) -> web.Application:
-        application = web.Application(
-            client_max_size=1 << 16, middlewares=[self._watch.note_request]
-        )
+        checks = [self._watch.note_request]
+        if control:
+            checks.append(self._check_peer)
+        application = web.Application(client_max_size=1 << 16, middlewares=checks)
         application.add_routes(
             [
                 web.get("/metrics", self._metrics),
@@ -176,6 +185,16 @@ class HttpServer:
             )
         return application
 
+    @web.middleware
+    async def _check_peer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The mode of the socket's file says the same, unless somebody has changed it."""
+        transport = request.transport
+        connected = None if transport is None else transport.get_extra_info("socket")
+        if connected is None:
+            return _json({"error": "the connection is gone"}, status=403)
+        refusal = refusal_of_peer(connected, group_shared=self._group_shared)
+        return await handler(request) if refusal is None else _json({"error": refusal}, status=403)
+
     async def _metrics(self, _: web.Request) -> web.Response:
         body = await asyncio.to_thread(self._control.exposition)
         return web.Response(
@@ -186,7 +205,8 @@ class HttpServer:
         return _probe(self._control.failure())
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        return _probe(self._control.failure() or self._control.unready())
+        # A disk that fails later does not take a serving store out of service: the body says it.
+        return _probe(self._control.failure() or self._control.unready(), self._control.problems())
 
     async def _status(self, _: web.Request) -> web.Response:
         return _json(await asyncio.to_thread(self._control.status))
@@ -275,8 +295,10 @@ def _answers(path: str) -> bool:
         return probe.connect_ex(path) == 0
 
 
-def _probe(reason: str | None) -> web.Response:
-    return web.Response(text=f"{reason or 'ok'}\n", status=200 if reason is None else 503)
+def _probe(reason: str | None, problems: Sequence[str] = ()) -> web.Response:
+    """200 and "ok", or 503 and the reason; each problem is a line of its own after that."""
+    lines = [reason or "ok", *problems]
+    return web.Response(text="\n".join(lines) + "\n", status=200 if reason is None else 503)
 
 
 def _json(document: object, status: int = 200) -> web.Response:

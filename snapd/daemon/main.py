@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
+from snapd.attach.backoff import Backoff
 from snapd.attach.connect import BundledConnector
 from snapd.attach.session import Link
 from snapd.blocks import Codec
@@ -30,13 +31,14 @@ from snapd.disk.posix import PosixDisk
 from snapd.errors import DiskError, NewerFormatError, SettingError
 from snapd.flusher import Flusher
 from snapd.metrics import Metrics
-from snapd.repository import Repository
+from snapd.repository import Recovery, Repository
 from snapd.warmup import Demand, Loader, Registrar, Warmer
 
 _HOUSEKEEPING_SECONDS = 1.0
 _SIGNAL_SECONDS = 0.1
 """How late a signal may be noticed."""
 _END_SECONDS = 1.0
+_RECOVERY_BACKOFF_SECONDS_MAX = 10.0
 _M_MMAP_THRESHOLD = -3
 _MMAP_THRESHOLD_BYTES = 2**20
 _logger = logging.getLogger(__name__)
@@ -154,14 +156,23 @@ class Daemon:
     def run(self, *, with_store: bool) -> int:
         """Start everything, wait, stop everything; the exit code."""
         settings = self._settings
-        http = HttpServer(self._state, settings.http, settings.runtime_dir)
+        http = HttpServer(
+            self._state,
+            settings.http,
+            settings.runtime_dir,
+            group_shared=settings.group_shared,
+        )
         supervisor = StoreSupervisor(settings) if with_store else None
         try:
             http.start()
             self._state.http_address = http.address
             if supervisor is not None:
+                self._state.supervisor = supervisor
                 supervisor.start()
-            self._recover()
+            if not self._recover():
+                if supervisor is not None:
+                    supervisor.stop(settings.grace_sec)
+                return 1
             notify("READY=1\nSTATUS=running")  # before the housekeeper speaks of the watchdog
             for name, work in self._work.items():
                 self._workers.start(name, work)
@@ -180,8 +191,34 @@ class Daemon:
                 supervisor.leave()
             http.stop()
 
-    def _recover(self) -> None:
-        recovery = self._repository.recover()
+    def _recover(self) -> bool:
+        """Read the repository, however long the disk refuses: ending would only have somebody start
+        this again and again, while the store can serve. False if the daemon is to stop first."""
+        backoff = Backoff(
+            _logger, "read the repository", most_seconds=_RECOVERY_BACKOFF_SECONDS_MAX
+        )
+        while True:
+            try:
+                recovery = self._repository.recover()
+            except DiskError as error:
+                self._state.recovery_error = str(error)
+                if not self._wait_for_disk(backoff.failed(error)):
+                    return False
+            else:
+                backoff.succeeded()
+                self._report(recovery)
+                return True
+
+    def _wait_for_disk(self, seconds: float) -> bool:
+        """Wait, at most until the daemon is to stop; whether to go on."""
+        notify("STATUS=the repository cannot be read\nEXTEND_TIMEOUT_USEC=60000000")
+        until = time.monotonic() + seconds
+        while not self._stopping.is_set() and time.monotonic() < until:
+            time.sleep(_SIGNAL_SECONDS)
+        return not self._stopping.is_set()
+
+    def _report(self, recovery: Recovery) -> None:
+        """Say what was found, and be loud about what could not be used."""
         event(
             _logger,
             logging.INFO,

@@ -17,6 +17,7 @@ from snapd.attach.session import Link
 from snapd.config import Settings
 from snapd.daemon.events import EventsWorker
 from snapd.daemon.keeper import Keeper
+from snapd.daemon.supervise import StoreSupervisor
 from snapd.daemon.upkeep import Upkeep
 from snapd.daemon.workers import Workers
 from snapd.errors import SnapdError
@@ -51,7 +52,10 @@ class DaemonState:
     events: EventsWorker
     workers: Workers
     upkeep: Upkeep
+    supervisor: StoreSupervisor | None = None
     http_address: str = ""
+    recovery_error: str = ""
+    """Why the repository cannot be read yet; it is tried again."""
     recovery: Recovery | None = None
     recovered_after_seconds: float | None = None
     ready_after_seconds: float | None = None
@@ -62,7 +66,7 @@ class DaemonState:
 
     def recovered(self, recovery: Recovery) -> None:
         """The repository has been read."""
-        self.recovery = recovery
+        self.recovery, self.recovery_error = recovery, ""
         self.recovered_after_seconds = process_age_seconds()
         if recovery.generation:
             self.metrics.snapshot_restored(recovery.blocks, recovery.committed_at)
@@ -95,15 +99,30 @@ class DaemonState:
     def unready(self) -> str | None:
         """The first step on the way to readiness that is not done."""
         if self.recovery is None:
-            return "reading the repository"
+            return f"reading the repository{_because(self.recovery_error)}"
         session = self.link.session
         if session is None or session.lost.is_set():
-            return f"the store is away: {self.keeper.problem or 'not attached yet'}"
+            return f"the store is away: {self._store_problem()}"
         if not session.drained.is_set():
             return "reading removals from before"
         if not session.served.is_set():
             return f"registering blocks: {self.registrar.registered} of {self.registrar.total}"
         return None
+
+    def problems(self) -> Sequence[str]:
+        """What does not work now and is tried again: a disk that is full or failing, say. Every
+        block is served nevertheless, so none of it makes the daemon unready."""
+        recovery = self.recovery
+        aside = len(recovery.moved_aside) if recovery is not None else 0
+        candidates = (
+            f"{aside} files that could not be used were moved aside" if aside else "",
+            self.recovery_error,
+            *self.flusher.problems,
+            self.events.backoff.error,
+            self.loader.backoff.error,
+            self.disk_error,
+        )
+        return list(dict.fromkeys(error for error in candidates if error))
 
     def exposition(self) -> bytes:
         """All metrics."""
@@ -158,7 +177,7 @@ class DaemonState:
             "snapshot": self._snapshot(),
             "flush": self._flush(),
             "warmup": self._warmup(),
-            "errors": self._errors(),
+            "errors": self.problems(),
         }
 
     # --- parts of the status ----------------------------------------------------------------------
@@ -170,7 +189,7 @@ class DaemonState:
             "kind": self.settings.store,
             "up": attached,
             "version": self.keeper.store_version,
-            "problem": "" if attached else self.keeper.problem,
+            "problem": "" if attached else self._store_problem(),
         }
         if session is not None:
             document["segment_id"] = session.segment_id.hex()
@@ -217,11 +236,11 @@ class DaemonState:
             "without_slot": self.registrar.refused_for_space,
         }
 
-    def _errors(self) -> Sequence[str]:
-        candidates = (
-            *self.flusher.problems,
-            self.events.backoff.error,
-            self.loader.backoff.error,
-            self.disk_error,
-        )
-        return [error for error in candidates if error]
+    def _store_problem(self) -> str:
+        """Why the store is away: what the socket says, and what the store itself said last."""
+        ended = self.supervisor.problem if self.supervisor is not None else ""
+        return f"{self.keeper.problem or 'not attached yet'}{_because(ended)}"
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""

@@ -2,11 +2,13 @@
 
 The store runs in a session of its own and inherits only standard error, so that it outlives a
 daemon that is killed; the next daemon finds it by its socket and adopts it. Whether the store is
-well is asked of the socket, never of a process id file.
+well is asked of the socket, never of a process id file. A store that ends by itself leaves its last
+words in a file of the runtime directory, because no pipe may tie it to the daemon.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -19,14 +21,20 @@ import time
 
 import msgspec
 
+from snapd.attach.backoff import Backoff
 from snapd.config import Settings, event
 from snapd.config.settings import environment_variables
+from snapd.errors import StoreUnavailableError
 
 STORE_SOCKET = "store.sock"
 """Name of the store's socket in the runtime directory."""
 
+LAST_WORDS_FILE = "store.last-words"
+"""In the runtime directory: why the store that was started last ended by itself."""
+
 _POLL_SECONDS = 0.2
 _BACKOFF_SECONDS_MAX = 10.0
+_LAST_WORDS_BYTES_MAX = 2000
 _STEADY_SECONDS = 30.0
 """A store that ran for so long is started again at once when it dies."""
 _CREDENTIALS = struct.Struct("3i")
@@ -55,11 +63,23 @@ class StoreSupervisor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._path = store_socket(settings)
+        self._last_words = os.path.join(settings.runtime_dir, LAST_WORDS_FILE)
+        self._backoff = Backoff(
+            _logger,
+            "keep the store running",
+            first_seconds=_POLL_SECONDS,
+            most_seconds=_BACKOFF_SECONDS_MAX,
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self.restarts = 0
         """Times that the store was started again after it died."""
+
+    @property
+    def problem(self) -> str:
+        """Why the store ended last; empty once it has run for a while since."""
+        return self._backoff.error
 
     def start(self) -> None:
         """Adopt the store that answers, or start one. Returns at once."""
@@ -99,25 +119,30 @@ class StoreSupervisor:
         event(_logger, logging.ERROR, "the store does not end", pid=process_id)
 
     def _run(self) -> None:
-        backoff_seconds, started = 0.0, time.monotonic()
+        started = time.monotonic()
         while not self._stopping.wait(_POLL_SECONDS):
             if self._running():
+                # One that dies again and again before it is steady is still the same failure.
+                if self.problem and time.monotonic() - started > _STEADY_SECONDS:
+                    self._backoff.succeeded()
                 continue
-            if time.monotonic() - started > _STEADY_SECONDS:
-                backoff_seconds = 0.0
-            event(
-                _logger,
-                logging.WARNING,
-                "the store ended, starting it again",
-                exit_code=self._process.returncode if self._process else None,
-                backoff_seconds=backoff_seconds,
-            )
-            if self._stopping.wait(backoff_seconds):
+            wait_seconds = self._backoff.failed(StoreUnavailableError(self._why_it_ended()))
+            if self._stopping.wait(wait_seconds if self._backoff.failures > 1 else 0.0):
                 return
-            backoff_seconds = min(_BACKOFF_SECONDS_MAX, max(0.2, 2 * backoff_seconds))
             self.restarts += 1
             self._launch()
             started = time.monotonic()
+
+    def _why_it_ended(self) -> str:
+        """Its exit code or signal, and what it said last."""
+        code = self._process.poll() if self._process is not None else None
+        if code is None:
+            return "the store ended"
+        words = ""
+        with contextlib.suppress(OSError), open(self._last_words, encoding="utf-8") as file:
+            words = " ".join(file.read(_LAST_WORDS_BYTES_MAX).split())
+        ended = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        return f"the store ended {ended}{': ' + words if words else ''}"
 
     def _running(self) -> bool:
         if self._process is not None and self._process.poll() is None:
@@ -125,16 +150,18 @@ class StoreSupervisor:
         return store_process_id(self._path) is not None
 
     def _launch(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._last_words)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "snapd.store"],
+                [sys.executable, "-m", "snapd.store", "--last-words", self._last_words],
                 env=store_environment(self._settings),
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr,
                 start_new_session=True,
             )
         except OSError as error:
-            event(_logger, logging.ERROR, "cannot start the store", error=error)
+            self._backoff.failed(error)
             return
         event(_logger, logging.INFO, "started the store", pid=self._process.pid)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from snapd import __version__
 from snapd.config import Settings, event
-from snapd.errors import LockHeldError, SegmentError
+from snapd.errors import LockHeldError, SegmentError, SettingError
 from snapd.segment import DataGrowth, open_segment
 from snapd.store.blocks import BlockStore
 from snapd.store.engine import StoreEngine
@@ -35,7 +35,8 @@ def run_store(settings: Settings, event_log: Path | None = None) -> int:
     """Serve until SIGTERM or SIGINT; the segment stays. Returns the exit code 0.
 
     With `event_log`, every eviction and removal is appended to that file. Raises LockHeldError,
-    NewerFormatError or SegmentError when segment or socket cannot be had, or its memory runs out.
+    NewerFormatError or SegmentError when the segment cannot be had or its memory runs out, and
+    SettingError when the socket cannot.
     """
     # Until the loop has its handlers. Whatever this interrupts, SIGKILL might have, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -94,4 +95,4 @@ def _serve(server: StoreServer, path: Path) -> None:
     except FileExistsError as error:
         raise LockHeldError(f"{error}: stop it, or set runtime_dir") from error
     except OSError as error:
-        raise SegmentError(f"cannot listen at {path}: {error}; check runtime_dir") from error
+        raise SettingError(f"cannot listen at {path}: {error}; check runtime_dir") from error
