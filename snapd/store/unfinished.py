@@ -17,7 +17,11 @@ WRITER_SHARE = 0.5
 """Share of the data area, and of the slots, that one writer may have unfinished."""
 
 ALL_SHARE = 0.75
-"""The same for all writers together, so that a process with many connections is bounded, too."""
+"""The same for all writers together. Beyond it only those who have little unfinished get more, so
+that whoever took all of that does not keep the others from putting a block now and then."""
+
+SMALL_SHARE = 1 / 32
+"""So much is little."""
 
 
 class Unfinished:
@@ -47,10 +51,16 @@ class Unfinished:
         A block that is larger than they allow is taken when nothing else is unfinished.
         """
         more_units, more_slots = np.cumsum(units), np.arange(1, len(units) + 1)
-        allowed: Bools = self._units[writer] + more_units <= WRITER_SHARE * units_capacity
-        allowed &= self._slots[writer] + more_slots <= WRITER_SHARE * slots_capacity
-        allowed &= self._all_units + more_units <= ALL_SHARE * units_capacity
-        allowed &= self._all_slots + more_slots <= ALL_SHARE * slots_capacity
+        theirs = np.maximum(
+            (self._units[writer] + more_units) / units_capacity,
+            (self._slots[writer] + more_slots) / slots_capacity,
+        )
+        everybodys = np.maximum(
+            (self._all_units + more_units) / units_capacity,
+            (self._all_slots + more_slots) / slots_capacity,
+        )
+        allowed: Bools = (theirs <= WRITER_SHARE) & (everybodys <= ALL_SHARE)
+        allowed |= theirs <= SMALL_SHARE
         if self._all_slots == 0:
             allowed[:1] = True
         return allowed
