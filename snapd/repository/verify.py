@@ -89,8 +89,8 @@ class Verifier:
         cannot be listed; everything else is a finding.
         """
         result = Verification()
-        manifest = self._check_manifests(result, generation, all_blocks=all_blocks)
-        targets = self._targets(manifest, all_blocks=all_blocks)
+        manifest, others = self._check_manifests(result, generation, all_blocks=all_blocks)
+        targets = self._targets(manifest, others, all_blocks=all_blocks)
         total = manifest.bytes if manifest is not None else 0
         for name, (live, digest) in targets.items():
             self._check_pack(result, name, live, digest, sample)
@@ -102,8 +102,9 @@ class Verifier:
 
     def _check_manifests(
         self, result: Verification, wanted: int | None, *, all_blocks: bool
-    ) -> Manifest | None:
-        """Check manifests; returns the wanted one, or the newest that can be read."""
+    ) -> tuple[Manifest | None, list[Manifest]]:
+        """Check manifests; returns the wanted one, or the newest that can be read, and the others
+        that were looked at."""
         names = self._disk.list(MANIFESTS)
         generations = sorted(one for name in names if (one := parse_manifest(name)) is not None)
         if wanted is not None and wanted not in generations:
@@ -111,6 +112,7 @@ class Verifier:
         if not generations and not all_blocks and not self._disk.list(PACKS):
             raise NothingThereError("there is no snapshot in this repository")
         chosen: Manifest | None = None
+        others: list[Manifest] = []
         for generation in reversed(generations):
             if wanted is not None and generation != wanted and not all_blocks:
                 continue
@@ -125,10 +127,12 @@ class Verifier:
                 result.findings.append(Finding(sealed.name, sealed.problem))
             if chosen is None and wanted in {None, generation}:
                 chosen, result.generation = manifest, generation
-        return chosen
+            else:
+                others.append(manifest)
+        return chosen, others
 
     def _targets(
-        self, manifest: Manifest | None, *, all_blocks: bool
+        self, manifest: Manifest | None, others: list[Manifest], *, all_blocks: bool
     ) -> dict[str, tuple[Bools | None, bytes]]:
         """Packs to check: which rows (None: all), and the digest that they must have (or none)."""
         targets: dict[str, tuple[Bools | None, bytes]] = {}
@@ -141,6 +145,10 @@ class Verifier:
                 if parse_pack(name) is not None:
                     _, digest = targets.get(f"{PACKS}/{name}", (None, b""))
                     targets[f"{PACKS}/{name}"] = (None, digest)
+            for pack in (pack for other in others for pack in other.packs):
+                name = pack_name(pack.sequence, pack.pack_id)
+                if targets.get(name, (None, b""))[1] == b"":
+                    targets[name] = (None, pack.index_digest)
         return dict(sorted(targets.items()))
 
     def _check_pack(

@@ -8,7 +8,7 @@ for a journal's records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,13 +121,19 @@ def edit_trailer(path: Path, field: str, value: int | bytes) -> None:
 
 
 def edit_sections(
-    path: Path, edit: Callable[[Columns], None], *, manifests_follow: bool = True
+    path: Path,
+    edit: Callable[[Columns], None],
+    *,
+    manifests_follow: bool = True,
+    optional: Collection[int] = (),
 ) -> None:
-    """Change the decoded sections of a file and encode them again."""
+    """Change the decoded sections of a file and encode them again; all required but `optional`."""
     sealed = Sealed.read(path)
     columns = columns_of(sealed.index, kind_of(path))
     edit(columns)
-    sealed.set_index(encode_sections(columns), sum(one.nbytes for one in columns.values()))
+    sealed.set_index(
+        encode_sections(columns, optional), sum(one.nbytes for one in columns.values())
+    )
     _write(path, sealed, manifests_follow=manifests_follow)
 
 
