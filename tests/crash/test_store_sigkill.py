@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_kit import StoreClient, StoreProcess, content, shared_memory_path
-
-from snapd.errors import SnapdError
-
-SEED = 20260214
+from store_kit import StoreProcess, content, shared_memory_path
 
 
 @pytest.fixture
@@ -28,89 +22,6 @@ def store(tmp_path: Path) -> Iterator[StoreProcess]:
         process = StoreProcess(path, tmp_path, SNAPD_LEASE_SEC="0.2")
         yield process
         process.kill()
-
-
-class Worker(threading.Thread):
-    """Works on its own keys until the store dies. `certain` is what was acknowledged; `doubtful`
-    what the call that never returned may have left instead."""
-
-    def __init__(
-        self, client: StoreClient, name: str, seed: int, known: dict[bytes, bytes]
-    ) -> None:
-        super().__init__()
-        self.client = client
-        self.prefix = name.encode()
-        self.random = random.Random(seed)
-        self.certain = known
-        self.doubtful: dict[bytes, set[bytes | None]] = {}
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            with contextlib.suppress(SnapdError):
-                while True:
-                    self.step()
-        except BaseException as error:  # noqa: BLE001 - shown by the test
-            self.error = error
-
-    def step(self) -> None:
-        keys = [self.prefix + b"-%d" % self.random.randrange(60) for _ in range(8)]
-        if self.random.random() < 0.2:
-            self.doubtful = {key: {None, self.certain.get(key)} for key in keys}
-            codes = self.client.remove(keys, force=True)
-            for key, code in zip(keys, codes, strict=True):
-                if code == 0:
-                    self.certain.pop(key, None)
-        else:
-            blocks = {
-                key: content(self.random.getrandbits(32), self.random.choice([10, 5000, 30_000]))
-                for key in keys
-            }
-            self.doubtful = {key: {value, self.certain.get(key)} for key, value in blocks.items()}
-            codes_by_key = self.client.put(blocks, upsert=True)
-            self.certain |= {key: blocks[key] for key, code in codes_by_key.items() if code == 0}
-        self.doubtful = {}
-
-
-def evicted_keys(store: StoreProcess) -> set[bytes]:
-    lines = store.event_log.read_text().splitlines() if store.event_log.exists() else []
-    return {line.split(" ", 1)[1].encode() for line in lines if line.startswith("evict ")}
-
-
-@pytest.mark.parametrize("lives", [4, pytest.param(100, marks=pytest.mark.long)])
-def test_a_busy_store_killed_at_any_moment_serves_what_it_acknowledged(
-    store: StoreProcess, lives: int
-) -> None:
-    chance = random.Random(SEED)
-    known: dict[bytes, bytes] = {}
-    for life in range(lives):
-        store.start()
-        workers = [
-            Worker(store.client(), f"w{n}", SEED + 100 * life + n, dict(known)) for n in range(2)
-        ]
-        for worker in workers:
-            worker.start()
-        time.sleep(0.05 + chance.random() * 0.15)
-        store.kill()
-        for worker in workers:
-            worker.join(20)
-            assert worker.error is None, (SEED, life, worker.error)
-            worker.client.close()
-        store.start()
-        client = store.client()
-        assert client.stats().corrupt == 0, (SEED, life)
-        gone = evicted_keys(store)
-        known = {}
-        for number, worker in enumerate(workers):
-            for index in range(60):
-                key = b"w%d-%d" % (number, index)
-                (value,) = client.get([key])
-                allowed = worker.doubtful.get(key, {worker.certain.get(key)})
-                assert value in allowed or (value is None and key in gone), (SEED, life, key)
-                if value is not None:
-                    known[key] = value
-        client.close()
-        assert store.terminate()[0] == 0
 
 
 LATE_WRITER = textwrap.dedent(
