@@ -22,6 +22,9 @@ from snapd.repository.purge import Rewrite
 from snapd.warmup.reconcile import RemovalBarrier
 
 _DESCRIBE_SLOTS = 65_536
+_SETTLE_SECONDS = 5.0
+"""How long is waited for a store that was just attached."""
+_POLL_SECONDS = 0.05
 _logger = logging.getLogger(__name__)
 
 
@@ -92,13 +95,17 @@ class Upkeep:
             self._busy.release()
 
     def _settled(self) -> Session:
-        session = self._link.session
-        if session is None or session.lost.is_set() or not session.settled.is_set():
-            raise RefusedError(
-                "the store is away or was not put back whole yet: try again when `snapctl status` "
-                "says that it is settled"
-            )
-        return session
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while True:
+            session = self._link.session
+            if session is not None and not session.lost.is_set() and session.settled.is_set():
+                return session
+            if time.monotonic() >= deadline:
+                raise RefusedError(
+                    "the store is away or was not put back whole yet: try again when "
+                    "`snapctl status` says that it is settled"
+                )
+            time.sleep(_POLL_SECONDS)
 
     def _remove_from_store(self, session: Session, purge: Purge, prefix: bytes) -> None:
         if session.open_remover is None:
