@@ -12,6 +12,7 @@ from snapd.disk import Disk
 from snapd.errors import (
     CorruptError,
     DiskError,
+    LockHeldError,
     NewerFormatError,
     NothingThereError,
     SnapdError,
@@ -25,6 +26,7 @@ from snapd.repository.names import (
     JOURNAL,
     MANIFESTS,
     PACKS,
+    PINS_FILE,
     REPOSITORY_FILE,
     TEMPORARY,
     parse_journal,
@@ -102,6 +104,9 @@ def prepare(disk: Disk) -> tuple[bytes, list[str]]:
     check_versions(disk)
     for name in DIRECTORIES:
         disk.make_directory(name)
+    # There from the start, so that a reader who may not write here can pin what it reads.
+    with contextlib.suppress(LockHeldError):
+        disk.lock(PINS_FILE, shared=True).release()
     for directory in ("", *DIRECTORIES):
         _remove_leftovers(disk, directory)
         # A name that is seen may not be durable, if a writer failed just before it was. What is
@@ -153,7 +158,11 @@ def move_aside(disk: Disk, names: Iterable[str]) -> list[str]:
     """
     taken = [name for name in disk.list("") if name.startswith(ASIDE)]
     numbers = [int(text) for name in taken if (text := name.removeprefix(ASIDE)).isdecimal()]
-    aside = f"{ASIDE}{max(numbers, default=0) + 1}"
+    newest = max(numbers, default=0)
+    # One that an attempt before this made and could not fill is used, or each would leave another.
+    if not newest or disk.list(f"{ASIDE}{newest}"):
+        newest += 1
+    aside = f"{ASIDE}{newest}"
     disk.make_directory(aside)
     disk.sync_directory("")
     moved: list[str] = []

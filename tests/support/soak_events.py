@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from real_disks import filled
 from real_site import Promise, RealSite, wait_for
 
 from snapd.cli.snapctl import COMMANDS
@@ -20,10 +20,6 @@ from snapd.config import Settings
 READY_SECONDS = 60.0
 CLIENT_DEADLINE_SECONDS = 6.0
 """Longer than a client waits for a reply."""
-
-
-class EventRefusedError(Exception):
-    """An event cannot happen now; it is not counted."""
 
 
 class SoakEvents:
@@ -50,7 +46,6 @@ class SoakEvents:
         if mounted:
             self.kinds |= {
                 "full disk": (3, self.full_disk),
-                "read-only disk": (1, self.read_only_disk),
                 "kill of the daemon on a full disk": (1, self.kill_on_full_disk),
             }
         if "purge" in COMMANDS:
@@ -63,7 +58,7 @@ class SoakEvents:
         return self.chance.choices(names, [self.kinds[name][0] for name in names])[0]
 
     def run(self, name: str) -> None:
-        """Carry out an event. Raises EventRefusedError or AssertionError."""
+        """Carry out an event. Raises AssertionError."""
         self.kinds[name][1]()
         self.site.check()
         self.site.check_clients()
@@ -212,7 +207,7 @@ class SoakEvents:
     def full_disk(self) -> None:
         """The store goes on; what is wrong is shown; when there is room again, it goes away."""
         site = self.site
-        with ballast(site.repository):
+        with filled(site.repository):
             before = site.shared.moved
             time.sleep(self.chance.uniform(0.5, 4.0))
             assert wait_for(lambda: site.shared.moved > before, 20.0, 0.01), "nobody is served"
@@ -223,7 +218,7 @@ class SoakEvents:
     def kill_on_full_disk(self) -> None:
         site = self.site
         committed = self._committed()
-        with ballast(site.repository):
+        with filled(site.repository):
             time.sleep(self.chance.uniform(0.0, 1.0))
             site.kill_daemon()
             site.start_daemon(wait=False)
@@ -238,22 +233,6 @@ class SoakEvents:
         if site.daemon is not None and site.daemon.poll() is not None:
             site.start_daemon(wait=False)
         self.back(committed)
-
-    def read_only_disk(self) -> None:
-        """EventRefusedError while a file is open for writing, as the kernel refuses it."""
-        site = self.site
-        with site.quiet():
-            if not wait_for(lambda: remounted(site.repository, "ro"), 3.0, 0.05):
-                raise EventRefusedError
-        try:
-            before = site.shared.moved
-            time.sleep(self.chance.uniform(0.5, 3.0))
-            assert wait_for(lambda: site.shared.moved > before, 20.0, 0.01), "nobody is served"
-            assert site.ask("/healthz")[0] == 200
-        finally:
-            assert remounted(site.repository, "rw")
-        self.back(None)
-        site.until("the errors go away", lambda: site.status()["errors"] == [], READY_SECONDS)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -285,38 +264,6 @@ class SoakEvents:
         return answer.returncode, answer.stdout + answer.stderr
 
 
-class ballast:  # noqa: N801 - used as a block
-    """A file that takes all the room of a file system for the length of a block."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "ballast"
-
-    def __enter__(self) -> None:
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            size, step = 0, 64 << 20
-            while step >= 4096:
-                try:
-                    os.posix_fallocate(descriptor, size, step)
-                    size += step
-                except OSError:
-                    step //= 2
-        finally:
-            os.close(descriptor)
-
-    def __exit__(self, *_: object) -> None:
-        self.path.unlink()
-
-
-def remounted(path: Path, mode: str) -> bool:
-    """Whether a file system could be mounted again, `ro` or `rw`."""
-    command = ["mount", "-o", f"remount,{mode}", str(path)]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
 def has_setting(name: str) -> bool:
     """Whether there is a setting of this name."""
     return name in Settings.__struct_fields__
-
-
-__all__ = ["EventRefusedError", "SoakEvents", "ballast", "remounted"]
