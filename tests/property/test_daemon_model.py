@@ -29,15 +29,16 @@ BATCHES = st.dictionaries(KEYS, st.sampled_from([1, 4096, 9000]), min_size=1, ma
 class DaemonMachine(RuleBasedStateMachine):
     """`current` is what the store must serve; `durable` what a power cut must leave."""
 
-    @initialize(seed=st.integers(0, 1000))
-    def begin(self, seed: int) -> None:
+    @initialize(seed=st.integers(0, 1000), compacts_while_attaching=st.booleans())
+    def begin(self, seed: int, compacts_while_attaching: bool) -> None:
+        self.compacts_while_attaching = compacts_while_attaching
         self.stack = ExitStack()
         self.path = self.stack.enter_context(shared_memory_path())
         self.disk = SimulatedDisk(seed)
         self.store = LocalStore(self.path, global_segment_size=1 << 21, lease_sec=0.001)
         self.stack.callback(self.store.close)
         self.client: StoreClient = self.store.client()
-        self.daemon: LocalDaemon | None = LocalDaemon(self.store, self.disk)
+        self.daemon: LocalDaemon | None = self._start()
         self.daemon.attach()
         self.current: dict[bytes, bytes] = {}
         self.durable: dict[bytes, bytes] = {}
@@ -141,6 +142,30 @@ class DaemonMachine(RuleBasedStateMachine):
         assert self.daemon is not None
         assert self.daemon.warm(blocks).rejected == 0
 
+    @precondition(lambda self: self.daemon is not None)
+    @rule(skip=st.sets(st.integers(0, 5)))
+    def compact(self, skip: set[int]) -> None:
+        assert self.daemon is not None
+        result = self.daemon.compact(skip=skip)
+        assert (result.complete, result.rejected, result.died) == (True, 0, 0)
+
+    @precondition(lambda self: self.daemon is not None)
+    @rule(cold=st.booleans())
+    def warm_by_a_plan_from_before_a_compaction(self, cold: bool) -> None:
+        """All packs that the plan speaks of are gone when it is carried out."""
+        assert self.daemon is not None
+        if cold:
+            self.flush()
+            self.power_cut()
+        self.flush()
+        plan = self.daemon.plan()
+        self.daemon.compact()
+        for _ in range(self.daemon.repository.retain):
+            self.daemon.commit()
+        self.daemon.repository.catalog.shrink(rows_min=1)
+        result = self.daemon.warm(wanted=plan)
+        assert (result.loaded, result.rejected, result.failed) == (len(plan[0]), 0, 0)
+
     # --- what goes wrong --------------------------------------------------------------------------
 
     @rule()
@@ -166,7 +191,7 @@ class DaemonMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.daemon is None)
     @rule()
     def start_daemon(self) -> None:
-        self.daemon = LocalDaemon(self.store, self.disk)
+        self.daemon = self._start()
         self.daemon.attach()
         self.current = {**self.cold, **self.current}
         self.cold = {}
@@ -182,10 +207,15 @@ class DaemonMachine(RuleBasedStateMachine):
         self.disk.crash()
         self.store.start()
         self.client = self.store.client()
-        self.daemon = LocalDaemon(self.store, self.disk)
+        self.daemon = self._start()
         assert self.daemon.recovery.blocks == len(self.durable)
         self.daemon.attach()
         self.current, self.cold, self.doomed = dict(self.durable), {}, set()
+
+    def _start(self) -> LocalDaemon:
+        daemon = LocalDaemon(self.store, self.disk)
+        daemon.compacts_while_attaching = self.compacts_while_attaching
+        return daemon
 
     def _lose_cold(self) -> None:
         """Without a daemon only what is in memory is served; the rest comes back with one."""
@@ -215,4 +245,4 @@ def _column(keys: list[bytes]) -> m.KeyColumn:
 
 
 TestDaemonModel = DaemonMachine.TestCase
-TestDaemonModel.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestDaemonModel.settings = settings(max_examples=70, stateful_step_count=30, deadline=None)

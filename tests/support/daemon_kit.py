@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Collection
 from contextlib import closing
 from typing import Any
 
@@ -12,13 +13,15 @@ from store_kit import LocalStore
 
 from snapd.attach.connect import BundledStore
 from snapd.attach.session import Link, Session
+from snapd.blocks.keys import I64, U64
+from snapd.blocks.table import U32
 from snapd.daemon.events import EventsWorker
 from snapd.disk import Disk
 from snapd.errors import StoreUnavailableError
 from snapd.flusher.flush import Flush, FlushResult
 from snapd.metrics import Metrics
 from snapd.plans.residency import Residency
-from snapd.repository import Repository
+from snapd.repository import CompactionResult, Repository
 from snapd.segment.view import SegmentView
 from snapd.warmup.load import LoadResult, load_cold
 from snapd.warmup.reconcile import Registrar
@@ -59,9 +62,12 @@ class LocalDaemon:
         self.repository = Repository.open(disk, pack_bytes_max=1 << 20)
         self.recovery = self.repository.recover()
         self.metrics = Metrics()
-        self.events = EventsWorker(self.repository, Link(), self.metrics, threading.Event())
+        self.link = Link()
+        self.events = EventsWorker(self.repository, self.link, self.metrics, threading.Event())
         self.registrar = Registrar(self.repository, self)
         self.session: Session | None = None
+        self.compacts_while_attaching = False
+        """Whether blocks move while they are being registered."""
         self._daemon_id = secrets.token_bytes(16)
         self._attached: BundledStore | None = None
         self._looks = 0
@@ -96,6 +102,7 @@ class LocalDaemon:
             open_sink=attached.sink,
             open_feed=attached.feed,
         )
+        self.link.publish(self.session)
         self._looks = 0
         self.feed, self.ack = attached.feed(), 0
         self.events.begin(self.session)
@@ -114,6 +121,8 @@ class LocalDaemon:
 
     def settle_removals(self, session: Session) -> None:
         """`RemovalBarrier`."""
+        if self.compacts_while_attaching:
+            self.compact()
         self.pump()
 
     def flush(self) -> FlushResult:
@@ -128,12 +137,25 @@ class LocalDaemon:
         assert self.session is not None
         self.repository.commit(prune=self.session.settled.is_set())
 
-    def warm(self, blocks_max: int = 1 << 30) -> LoadResult:
-        """Load so many cold blocks."""
+    def compact(self, *, skip: Collection[int] = ()) -> CompactionResult:
+        """Copy what lives in all packs but those at these positions."""
+        packs = self.repository.packs()
+        chosen = [pack.sequence for at, pack in enumerate(packs) if at not in skip]
+        return self.repository.compact(chosen, adopting=self.link.adopting)
+
+    def plan(self, blocks_max: int = 1 << 30) -> tuple[U32, U64, I64]:
+        """So many cold blocks to load: slots, sequences and catalog rows as of now."""
         assert self.session is not None
         residency = self.session.residency
         slots = residency.cold_slots()[:blocks_max]
-        wanted = (slots.astype(np.uint32), residency.sequence[slots], residency.row[slots])
+        return slots.astype(np.uint32), residency.sequence[slots], residency.row[slots]
+
+    def warm(
+        self, blocks_max: int = 1 << 30, wanted: tuple[U32, U64, I64] | None = None
+    ) -> LoadResult:
+        """Load so many cold blocks, or those of an older plan."""
+        assert self.session is not None
+        wanted = self.plan(blocks_max) if wanted is None else wanted
         with closing(self.session.open_sink()) as sink:
             return load_cold(self.session, sink, self.repository, wanted, demand=True)
 
