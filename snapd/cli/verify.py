@@ -72,5 +72,10 @@ def _write(found: Verification) -> None:
     for finding in found.findings:
         affected = f" ({finding.blocks} blocks)" if finding.blocks else ""
         write_line(f"found: {finding.file}: {finding.problem}{affected}")
+    if found.quarantine_files:
+        write_line(
+            f"in the quarantine: {found.quarantine_files} copies of blocks that were bad before, "
+            f"{bytes_text(found.quarantine_bytes)}"
+        )
     if not found.findings:
         write_line("nothing is wrong")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from snapd.blocks import BlockTable
 from snapd.disk import Disk
 from snapd.errors import DiskError
@@ -47,6 +49,19 @@ def copy_to_quarantine(
     except DiskError:
         return copied
     return copied
+
+
+def quarantine_use(disk: Disk) -> tuple[int, int]:
+    """Files in the quarantine and their bytes; what cannot be looked at counts as empty."""
+    try:
+        names = disk.list(QUARANTINE)
+    except DiskError:
+        return 0, 0
+    size = 0
+    for name in names:
+        with suppress(DiskError):
+            size += _length(disk, f"{QUARANTINE}/{name}")
+    return len(names), size
 
 
 def _length(disk: Disk, name: str) -> int:

@@ -23,6 +23,7 @@ from snapd.repository.manifests import read_manifest_file
 from snapd.repository.names import (
     MANIFESTS,
     PACKS,
+    QUARANTINE,
     manifest_name,
     pack_name,
     parse_manifest,
@@ -60,6 +61,8 @@ class Recovery:
     damaged_headers: list[str] = field(default_factory=list)
     """One sentence for each file whose header is bad. They are used all the same: what the header
     says is repeated at their end."""
+    quarantine_files: int = 0
+    """Copies of blocks that were found to be bad before, for a look by people."""
     moved_aside: list[str] = field(default_factory=list)
     """Files that could not be used and were moved, with where they are now."""
     write_debt_bytes: int = 0
@@ -103,6 +106,7 @@ def recover_state(disk: Disk, repository_id: bytes, *, use_manifests: bool = Tru
     state.catalog.remove_all(journal.epoch)
     state.catalog.remove(journal.removals)
     recovery.journal_findings = list(journal.findings)
+    recovery.quarantine_files = len(disk.list(QUARANTINE))
     recovered.newer += journal.newer
     recovery.blocks, recovery.bytes = state.catalog.live_totals()
     recovery.packs = len(state.packs)

@@ -25,6 +25,7 @@ from snapd.repository.names import (
     parse_manifest,
     parse_pack,
 )
+from snapd.repository.quarantine import quarantine_use
 from snapd.repository.reader import PackFiles, read_blocks
 from snapd.repository.recovery import load_pack
 
@@ -62,6 +63,10 @@ class Verification:
     blocks: int = 0
     """Blocks whose bytes were read and checked."""
     bytes: int = 0
+    quarantine_files: int = 0
+    """Copies of blocks that were found to be bad before. They are out of the snapshots already, so
+    they are no findings of this run."""
+    quarantine_bytes: int = 0
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -96,6 +101,7 @@ class Verifier:
             self._check_pack(result, name, live, digest, sample)
             if progress is not None:
                 progress(result.bytes, max(total, result.bytes))
+        result.quarantine_files, result.quarantine_bytes = quarantine_use(self._disk)
         for problem in scan_journal(self._disk, self._repository_id).findings:
             result.findings.append(Finding("journal", problem))
         return result
