@@ -58,6 +58,9 @@ WRITER_LOCK_BASE = 1 << 60
 """Byte `WRITER_LOCK_BASE + writer` of the file is a writer's lock; it lies beyond any file end."""
 
 
+SLOTS_MAX = 1 << 30
+"""Most slots that a header may say."""
+
 PREAMBLE_FIELDS = (
     RecordField("magic", "<u8", "SNPDSGT1; the same in every version"),
     RecordField("layout_version", "<u4", "version of everything after these 16 bytes"),
@@ -311,6 +314,16 @@ def _check_geometry(geometry: Geometry, version: int) -> None:
         end = offset + size
     if version < 1 or geometry.slot_count < 1 or buckets & (buckets - 1) or buckets < 1:
         raise CorruptError("segment header: version, slots or buckets are out of range")
+    for size, unit in (
+        (geometry.key_heap_bytes, KEY_UNIT_BYTES),
+        (geometry.data_bytes, DATA_UNIT_BYTES),
+    ):
+        if size % unit or not 1 <= size // unit <= 0xFFFFFFFF:
+            raise CorruptError(f"segment header: {size} bytes are not units of {unit}")
+    if geometry.slot_count > SLOTS_MAX:
+        raise CorruptError(f"segment header: {geometry.slot_count} slots are over {SLOTS_MAX}")
+    if not geometry.file_bytes <= geometry.writer_lock_base <= WRITER_LOCK_BASE:
+        raise CorruptError("segment header: the locks of writers are not behind the file")
     if BUCKET_ENTRIES * buckets < geometry.slot_count:
         raise CorruptError("segment header: the key index is smaller than the slot table")
 
@@ -333,10 +346,21 @@ def decode_state(page: bytes) -> HeaderState:
     return max(valid, key=lambda state: state.generation)
 
 
+_COUNTERS_MAX = {
+    "generation": 1 << 63,
+    "sequence_ceiling": 1 << 63,
+    "epoch": 1 << 31,
+    "writer_ceiling": 1 << 31,
+}
+"""Half of what the fields hold. Nobody counts so far, and from here on up nothing overflows."""
+
+
 def _decode_copy(page: bytes, offset: int) -> HeaderState | None:
     raw = page[offset : offset + STATE_DTYPE.itemsize]
     record = np.frombuffer(raw, STATE_DTYPE, 1)[0]
     if int(record["checksum"]) != xxhash.xxh3_64_intdigest(raw[:-8]):
+        return None
+    if any(int(record[name]) > limit for name, limit in _COUNTERS_MAX.items()):
         return None
     return HeaderState(**{field.name: _value(record[field.name]) for field in fields(HeaderState)})
 

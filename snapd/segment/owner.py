@@ -42,6 +42,7 @@ SEQUENCES_RESERVED = 1 << 20
 
 WRITERS_RESERVED = 1 << 10
 _WRITER_MAX = 0xFFFFFFFF
+_STAT_BLOCK_BYTES = 512
 
 
 class Segment:
@@ -252,18 +253,25 @@ def _set_mode(path: str, descriptor: int, mode: int) -> None:
 def _first_page(path: str) -> bytes:
     """The first page of a file; b"" where there is none."""
     try:
-        with open(path, "rb") as file:
-            return file.read(HEADER_BYTES)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return b""
     except OSError as error:
         raise SegmentError(f"cannot read {path}: {error.strerror}; move it away") from error
+    try:
+        return os.pread(descriptor, HEADER_BYTES, 0)
+    except OSError as error:
+        raise SegmentError(f"cannot read {path}: {error.strerror}; move it away") from error
+    finally:
+        os.close(descriptor)
 
 
 def _open_locked(path: str) -> int:
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # Anybody may leave a link in /dev/shm; what it leads to is none of our files.
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(path, flags, 0o600)
         except OSError as error:
             raise SegmentError(
                 f"cannot open segment {path}: {error.strerror}; check segment_path"
@@ -285,8 +293,13 @@ def _open_locked(path: str) -> int:
 def _adopt(path: str, descriptor: int, page: bytes, data_bytes: int, slot_count: int) -> Segment:
     geometry = decode_header(page)
     decode_state(page)
-    if os.fstat(descriptor).st_size < geometry.file_bytes:
+    found = os.fstat(descriptor)
+    if found.st_size < geometry.file_bytes:
         raise CorruptError(f"segment {path} is shorter than its header says")
+    if found.st_blocks * _STAT_BLOCK_BYTES < geometry.data_offset:
+        # A segment's tables are allocated when it is made; holes cost nothing to whoever makes
+        # them, and all memory to whoever reads tables of that size.
+        raise CorruptError(f"segment {path} has holes where its tables are")
     wanted = Geometry.plan(geometry.segment_id, data_bytes, slot_count)
     if wanted != geometry:
         event(

@@ -13,7 +13,7 @@ import xxhash
 from format_mutators import change_record
 from store_kit import Daemon, LocalStore, content
 
-from snapd.errors import NewerFormatError, SegmentError
+from snapd.errors import NewerFormatError, SegmentError, SettingError
 from snapd.formats.segment import (
     HEADER_BYTES,
     HEADER_DTYPE,
@@ -106,7 +106,7 @@ def check(data: bytes) -> None:
     path.write_bytes(data)
     try:
         store = LocalStore(str(path), **_SIZES)
-    except (NewerFormatError, SegmentError):
+    except (NewerFormatError, SegmentError, SettingError):
         return
     else:
         try:
