@@ -1,8 +1,7 @@
 """`HashIndex`: a vectorised bucket hash table from 64-bit key hashes to row or slot numbers.
 
-The same code serves the key index inside a shared-memory segment and the daemon's private index:
-it works on two arrays that its owner provides, and keeps no other state, so a table that survives
-its process needs no rebuild. Entries are hints. The owner's `match` decides on the full key.
+The same code serves the store's key index and the daemon's: it works on two arrays that its owner
+provides, and keeps no other state. Entries are hints. The owner's `match` decides on the full key.
 
 Layout: `entries` uint64 [buckets, 8], each 0 (free) or tag << 32 | number + 1, where the tag is the
 hash's upper half; `displaced` uint32 [buckets], how many entries passed over this full bucket to a
@@ -188,29 +187,10 @@ class HashIndex:
         self.displaced[:] = 0
 
     def numbers(self) -> tuple[I64, I64]:
-        """All entries as (numbers, flat positions), int64 [m] each, for an audit after adoption."""
+        """All entries as (numbers, flat positions), int64 [m] each."""
         flat = self.entries.reshape(-1)
         positions = np.flatnonzero(flat)
         return (flat[positions] & _NUMBER_MASK).astype(np.int64) - 1, positions
-
-    def clear_positions(self, positions: I64) -> None:
-        """Free entries by flat position, as `numbers` gave them; follow with `recount`."""
-        self.entries.reshape(-1)[positions] = 0
-
-    def recount(self, hash_of: Callable[[I64], U64]) -> None:
-        """Rebuild `displaced` from the entries; `hash_of(numbers)` gives their hashes."""
-        numbers, positions = self.numbers()
-        home = self._home(hash_of(numbers))
-        at = positions // BUCKET_ENTRIES
-        counts = np.zeros(self._buckets, np.uint32)
-        away = home != at
-        home, at = home[away], at[away]
-        while len(home):
-            np.add.at(counts, home, 1)
-            home = self._next(home)
-            onward = home != at
-            home, at = home[onward], at[onward]
-        self.displaced[:] = counts
 
     def _home(self, hashes: U64) -> I64:
         return (hashes & np.uint64(self._buckets - 1)).astype(np.int64)

@@ -29,6 +29,8 @@ from snapd.segment.locks import first_held
 from snapd.wire.connection import Connection
 from snapd.wire.messages import (
     PROTOCOL_VERSION,
+    Codes,
+    Count,
     GetStart,
     Hello,
     HelloReply,
@@ -394,6 +396,64 @@ def test_a_store_that_names_memory_elsewhere_is_not_believed(store: StoreProcess
     with pytest.raises(ProtocolError):
         segment.holds(np.array([2**31]), np.array([1], np.uint64))
     segment.release()
+
+
+def test_a_damaged_slot_costs_one_more_round_trip_and_is_written_again(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    """Nobody but the store can write a slot, so who cannot read one says so."""
+    keys = [f"k{row}" for row in range(20)]
+    assert client.put_batch(keys, [content(key) for key in keys]) == 0
+    with open(store.segment_path, "r+b", buffering=0) as segment:
+        geometry = decode_header(segment.read(HEADER_BYTES))
+        segment.seek(geometry.slots_offset)
+        segment.write(bytes(64 * geometry.slot_count))
+    assert client.get_batch(keys) == [content(key) for key in keys]
+    assert store.stats().corrupt >= len(keys)
+    assert client.get_batch(keys) == [content(key) for key in keys]
+
+
+# --- requests whose answer is lost ----------------------------------------------------------------
+
+
+def lose_an_answer(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> None:
+    """The store dies after it has carried a request out, and before its answer comes."""
+    receive, left = Connection._receive, [meanwhile]
+
+    def lose_one(connection: Connection, deadline: float) -> object:
+        reply = receive(connection, deadline)
+        if left and isinstance(reply, Codes | Count):
+            left.pop()()
+            raise ConnectionResetError("the store died")
+        return reply
+
+    monkeypatch.setattr(Connection, "_receive", lose_one)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_removal_whose_answer_was_lost_does_not_take_what_was_put_since(
+    store: StoreProcess,
+    client: MooncakeDistributedStore,
+    monkeypatch: pytest.MonkeyPatch,
+    everything: bool,
+) -> None:
+    other = store.client()
+    assert other.put("k", b"old") == 0
+    lose_an_answer(monkeypatch, lambda: other.put("k", b"new"))
+    code = client.remove_all(force=True) if everything else client.remove("k", force=True)
+    assert code == -900, "it may have happened, and the caller decides"
+    assert other.get("k") == b"new"
+    assert client.get("k") == b"new", "the next call connects again"
+    other.close()
+
+
+def test_a_removal_that_could_not_be_sent_is_sent_again(
+    store: StoreProcess, client: MooncakeDistributedStore
+) -> None:
+    assert client.put("k", b"value") == 0
+    store.restart()
+    assert client.remove("k", force=True) == 0
+    assert client.is_exist("k") == 0
 
 
 # --- many at once, and fork -----------------------------------------------------------------------

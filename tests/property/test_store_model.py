@@ -17,6 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from store_kit import LocalStore, checksum_of, content, shared_memory_path
 
 from snapd.formats.segment import SlotState, data_units, key_units, valid_slots
+from snapd.segment.tally import read_tally
+from snapd.store.unfinished import Unfinished
 
 KEYS = st.integers(0, 30).map(lambda n: b"key-%d" % n * (1 + n % 7))
 SIZES = st.sampled_from([1, 4095, 4096, 4097, 20_000, 60_000])
@@ -141,6 +143,12 @@ class StoreMachine(RuleBasedStateMachine):
         assert blocks.space.used_units == int(data_units(holds["size"]).sum())
         names = int(key_units(shared["key_length"][shared["state"] > 0]).sum())
         assert blocks.space.free_key_units == self.store.segment.geometry.key_units - names
+        counts = np.bincount(book.state, minlength=5)
+        tally = read_tally(self.store.segment.mapping.header, self.store.segment.boot_id)
+        assert tally.unfinished == counts[SlotState.WRITING]
+        assert tally.removed == counts[SlotState.REMOVED]
+        writing = shared[shared["state"] == SlotState.WRITING]
+        assert vars(book.unfinished) == vars(Unfinished(writing))
         numbers, _ = blocks.index.numbers()
         served = np.flatnonzero(book.state == SlotState.PUBLISHED)
         assert sorted(numbers.tolist()) == served.tolist()

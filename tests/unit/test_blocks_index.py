@@ -97,15 +97,20 @@ def test_a_removal_named_twice_in_a_batch_counts_once() -> None:
     assert index.find(hashes, same_number).tolist() == [*range(9), -1]
 
 
-def test_an_audit_frees_entries_by_position_and_recounts() -> None:
-    index = HashIndex(np.zeros((2, 8), np.uint64), np.zeros(2, np.uint32))
-    hashes, numbers = np.zeros(12, np.uint64), np.arange(12)
-    index.insert(hashes, numbers)
-    held, positions = index.numbers()
-    index.clear_positions(positions[held % 2 == 0])
-    index.recount(lambda left: np.zeros(len(left), np.uint64))
-    assert index.find(hashes, same_number).tolist() == [n if n % 2 else -1 for n in range(12)]
-    assert index.displaced.tolist() == [2, 0]  # 9 and 11 live in the second bucket
+@pytest.mark.parametrize("spread", [1, 3, 2**63])
+def test_filling_an_empty_table_is_inserting(spread: int) -> None:
+    hashes = np.random.default_rng(7).integers(0, spread, 60, np.uint64)
+    numbers = np.random.default_rng(8).permutation(1000)[:60]
+    filled, inserted = HashIndex.allocate(60), HashIndex.allocate(60)
+    filled.fill(hashes, numbers)
+    inserted.insert(hashes, numbers)
+    assert filled.displaced.tolist() == inserted.displaced.tolist()
+    expected = numbers
+    found = filled.find(hashes, lambda queries, rows: rows == expected[queries])
+    assert found.tolist() == expected.tolist()
+    assert filled.remove(hashes, numbers) == 60
+    assert not filled.entries.any()
+    assert not filled.displaced.any()
 
 
 def test_a_million_entries_are_found_and_only_they() -> None:
