@@ -182,6 +182,8 @@ class Repository:
         self._state.generation_last = max(self._state.generation_last, known.generation_last)
         self._state.generations_taken |= known.generations_taken
         self.catalog.remove_all(known.epoch)
+        if recovery.unreadable_packs:
+            self._state.keep_dead(known)
         recovery.epoch = self.epoch
         recovery.blocks, recovery.bytes = self.catalog.live_totals()
         recovery.moved_aside = list(self._moved_aside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from snapd.errors import CorruptError
+from snapd.formats.removals import Removals
 from snapd.formats.tables import FINGERPRINTS_MAX, Incarnation
 from snapd.repository.catalog import Catalog
 from snapd.repository.names import PACK_SEQUENCE_MAX, SEQUENCE_MAX, next_number, pack_name
@@ -140,6 +141,12 @@ class RepositoryState:
         taken = self.generations_taken
         self.generation_last = next_number(self.generation_last, taken, SEQUENCE_MAX)
         return self.generation_last
+
+    def keep_dead(self, known: RepositoryState) -> None:
+        """Kill here what is dead in `known`: a pack that cannot be read may be all that says so."""
+        rows = known.catalog.rows()
+        dead = rows[~known.catalog.is_live(rows)]
+        self.catalog.remove(Removals.of_blocks(known.catalog.take(dead)))
 
     def next_ordinal(self) -> int:
         """The ordinal of the next incarnation: above every one that any version carries, and above
