@@ -43,6 +43,8 @@ class Session:
     refused: list[I64] = field(default_factory=list)
     """Catalog rows whose keys the store knew when they were to be registered cold. Those that no
     slot turns out to hold were replaced or evicted since. Guarded by the residency's lock."""
+    no_slot: list[I64] = field(default_factory=list)
+    """Catalog rows, the coldest, that the store had no slot for. Guarded by the same lock."""
     lost: threading.Event = field(default_factory=threading.Event)
     """Set for good when the store does not answer any more."""
     drained: threading.Event = field(default_factory=threading.Event)
@@ -58,6 +60,7 @@ class Session:
         caller holds the residency's lock."""
         self.residency.repoint(old, new)
         self.refused[:] = [follow(rows, old, new) for rows in self.refused]
+        self.no_slot[:] = [follow(rows, old, new) for rows in self.no_slot]
 
 
 class Link:

@@ -54,6 +54,8 @@ class FlushResult:
     """Slots that were just changing, or are damaged: left for the next look."""
     rejected: int = 0
     """Bytes in memory that are not what their checksum says."""
+    no_slot: int = 0
+    """Blocks on disk, the coldest, that left the live set: the store has no slot for them."""
     revived: list[I64] = field(default_factory=list)
     """Catalog rows, int64, that are live again: durable once a manifest says so."""
     complete: bool = True
@@ -253,4 +255,30 @@ class Flush:
             refused = np.concatenate([np.empty(0, np.int64), *session.refused])
             self.repository.catalog.set_live(session.residency.not_held(refused), live=False)
             session.refused.clear()
+            self._leave_out()
             session.settled.set()
+
+    def _leave_out(self) -> None:
+        """The number of slots is a budget: what the store had no slot for leaves the live set.
+
+        Nobody can read it, and to the store its key is one that it does not know: what happens to
+        that key is not told to the disk with the certainty that a slot gives. A later life with
+        more slots must not bring back what by then its owner takes for gone. The caller holds the
+        residency's lock.
+        """
+        session, catalog = self.session, self.repository.catalog
+        rows = np.concatenate([np.empty(0, np.int64), *session.no_slot])
+        rows = session.residency.not_held(rows)
+        rows = rows[catalog.is_live(rows)]
+        session.no_slot.clear()
+        if not len(rows):
+            return
+        catalog.set_live(rows, live=False)
+        self.result.no_slot = len(rows)
+        event(
+            _logger,
+            logging.WARNING,
+            "the store has too few slots for all blocks on disk; the coldest are given up: "
+            "set segment_blocks_max higher to keep them",
+            blocks=len(rows),
+        )

@@ -36,6 +36,9 @@ class FlushObserver(Protocol):
     def flushed(self, blocks: int, bytes_written: int, seconds: float) -> None:
         """A flush ended well."""
 
+    def left_without_slot(self, blocks: int) -> None:
+        """Blocks on disk left the live set: the store has no slot for them."""
+
     def flush_failed(self, reason: str) -> None:
         """A flush failed and will be tried again."""
 
@@ -219,6 +222,8 @@ class Flusher:
         self._flushes.succeeded()
         self.last_flush = result
         self._written_bytes += result.written_bytes
+        if result.no_slot:
+            self._observer.left_without_slot(result.no_slot)
         self._note_revived(result, started)
         if result.complete:
             self._flushed_until = started

@@ -17,7 +17,7 @@ from snapd.wire.messages import StatsReply
 
 SNAPSHOT_FAILURE_REASONS = ("disk", "integrity", "deadline", "other")
 QUARANTINE_REASONS = ("segment", "pack", "store", "unreadable")
-LOAD_RESULTS = ("loaded", "superseded", "rejected", "no_space", "failed")
+LOAD_RESULTS = ("loaded", "superseded", "rejected", "no_space", "no_slot", "failed")
 
 
 class Metrics:
@@ -100,6 +100,10 @@ class Metrics:
         """The background warm-up dealt with blocks; `result` is one of `LOAD_RESULTS`."""
         self._warmup_blocks.labels(result).inc(blocks)
         self._warmup_bytes.inc(bytes_read)
+
+    def left_without_slot(self, blocks: int) -> None:
+        """Blocks on disk left the live set: the store has no slot for them."""
+        self._warmup_blocks.labels("no_slot").inc(blocks)
 
     def demand_loaded(self, result: str, blocks: int, bytes_read: int) -> None:
         """Blocks that a reader waited for; `result` is one of `LOAD_RESULTS`."""

@@ -50,7 +50,8 @@ class Registrar:
         """Rows registered or found in the store, of the reconciliation that runs or ran last."""
         self.total = 0
         self.refused_for_space = 0
-        """Rows that the store had no slot for: on disk, live, and not served."""
+        """Rows, the coldest, that the store had no slot for: on disk, and not served. They leave
+        the live set once the session is settled."""
 
     def reconcile(self, session: Session, source: Source, sink: Sink) -> None:
         """Register what is missing. Returns when everything is served.
@@ -116,6 +117,7 @@ class Registrar:
                 rows, table = rows[alive], table.take(alive)
             codes = register_rows(session, sink, rows, table)
             session.refused.append(rows[codes == ReturnCode.OBJECT_ALREADY_EXISTS])
+            session.no_slot.append(rows[codes == ReturnCode.NO_AVAILABLE_HANDLE])
         self.registered += len(rows)
         self.refused_for_space += int((codes == ReturnCode.NO_AVAILABLE_HANDLE).sum())
 
