@@ -45,6 +45,8 @@ class DaemonSite:
             "lease_sec": 0.05,
             **settings,
         }
+        self.preload: dict[str, str] = {}
+        """Variables for every process of the site that is started from now on."""
         self.store: subprocess.Popen[bytes] | None = None
         self.daemon: subprocess.Popen[bytes] | None = None
         self._clients: list[MooncakeDistributedStore] = []
@@ -212,7 +214,8 @@ class DaemonSite:
             for name, value in os.environ.items()
             if not name.startswith(("SNAPD_", "MOONCAKE_"))
         }
-        return kept | {f"SNAPD_{name.upper()}": str(v) for name, v in self._settings.items()}
+        ours = {f"SNAPD_{name.upper()}": str(value) for name, value in self._settings.items()}
+        return kept | ours | self.preload
 
     def _spawn(self, module: str, *flags: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as stream:
