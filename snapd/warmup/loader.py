@@ -14,7 +14,7 @@ from snapd.attach.port import PINNED_BYTES_MAX, Sink, Source
 from snapd.attach.session import Link, Session
 from snapd.blocks.keys import I64, U64
 from snapd.blocks.table import U32
-from snapd.errors import SnapdError
+from snapd.errors import SnapdError, StoreUnavailableError
 from snapd.plans import windows
 from snapd.plans.diff import same_bytes
 from snapd.repository import Repository
@@ -62,6 +62,7 @@ class Loader:
         self._demand = demand
         self._observer = observer
         self._stopping = stopping
+        self._is_away = False
         self.backoff = Backoff(_logger, "load cold blocks for readers")
 
     def run(self) -> None:
@@ -73,12 +74,16 @@ class Loader:
             try:
                 self._serve(session)
             except SnapdError as error:
+                self._is_away = isinstance(error, StoreUnavailableError)
                 self._stopping.wait(self.backoff.failed(error))
 
     def _serve(self, session: Session) -> None:
         with closing(session.open_sink()) as sink, closing(session.open_source()) as source:
             while not self._stopping.is_set() and not session.lost.is_set():
                 slots, sequences = sink.wanted(_WAIT_MS)
+                if self._is_away:  # it answers: no reader need come first to show it
+                    self._is_away = False
+                    self.backoff.succeeded()
                 if len(slots):
                     with self._demand:
                         self._load(session, sink, source, slots, sequences)

@@ -42,6 +42,7 @@ def test_a_killed_store_serves_on_and_loses_nothing(site: DaemonSite) -> None:
         site.until("noticed", lambda: site.ask("/readyz")[0] == 503)
         site.start_store()
         site.wait_ready()
+    site.until("all is well", lambda: site.status()["errors"] == [])
     assert wrong_keys(site.client(), KEYS) == []
     assert site.snapshot()["blocks"] == len(KEYS)
     assert site.metric("flush_blocks_total") == len(KEYS), "nothing was written a second time"
