@@ -143,10 +143,10 @@ class DaemonMachine(RuleBasedStateMachine):
         assert self.daemon.warm(blocks).rejected == 0
 
     @precondition(lambda self: self.daemon is not None)
-    @rule(skip=st.sets(st.integers(0, 5)))
-    def compact(self, skip: set[int]) -> None:
+    @rule(leave=st.sets(st.integers(0, 5)))
+    def compact(self, leave: set[int]) -> None:
         assert self.daemon is not None
-        result = self.daemon.compact(skip=skip)
+        result = self.daemon.compact(leave=leave)
         assert (result.complete, result.rejected, result.died) == (True, 0, 0)
 
     @precondition(lambda self: self.daemon is not None)

@@ -137,10 +137,10 @@ class LocalDaemon:
         assert self.session is not None
         self.repository.commit(prune=self.session.settled.is_set())
 
-    def compact(self, *, skip: Collection[int] = ()) -> CompactionResult:
+    def compact(self, *, leave: Collection[int] = ()) -> CompactionResult:
         """Copy what lives in all packs but those at these positions."""
         packs = self.repository.packs()
-        chosen = [pack.sequence for at, pack in enumerate(packs) if at not in skip]
+        chosen = [pack.sequence for at, pack in enumerate(packs) if at not in leave]
         return self.repository.compact(chosen, adopting=self.link.adopting)
 
     def plan(self, blocks_max: int = 1 << 30) -> tuple[U32, U64, I64]:
