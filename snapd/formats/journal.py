@@ -31,7 +31,12 @@ from snapd.errors import CorruptError
 from snapd.formats.layout import RecordField, encode_record, record_dtype
 from snapd.formats.removals import COLUMN_DTYPES, Removals, check_keys
 from snapd.formats.sealed import PAGE_BYTES
-from snapd.formats.tables import INCARNATION_DTYPE, Incarnation, incarnation_column
+from snapd.formats.tables import (
+    INCARNATION_DTYPE,
+    Incarnation,
+    check_counter,
+    incarnation_column,
+)
 
 RECORD_MAGIC = b"SNAPRECD"
 RECORD_ALIGNMENT = 8
@@ -64,6 +69,8 @@ RECORD_FIELDS = (
 RECORD_DTYPE = record_dtype(RECORD_FIELDS, 40)
 
 _CHECKED_FROM = 16
+_WASTED_TIMES_MAX = 64
+"""How often the length of a file is hashed at most for records that do not verify."""
 
 
 class RecordPlace(NamedTuple):
@@ -131,17 +138,25 @@ def encode_batch(records: Sequence[bytes]) -> list[bytes]:
     return [*copy, *copy]
 
 
-def decode_records(raw: bytes, repository_id: bytes) -> JournalContents:
-    """All records in the bytes behind a journal's header that verify, with what was lost."""
+def decode_records(raw: bytes | memoryview, repository_id: bytes) -> JournalContents:
+    """All records in the bytes behind a journal's header that verify, with what was lost.
+
+    What looks like a record and does not verify was hashed for nothing. So much of that that only
+    a made-up file has it ends the search: the rest counts as damage.
+    """
     contents = JournalContents()
     view = memoryview(raw)
     seen: dict[tuple[int, int], _Seen] = {}
-    end = 0
+    end = wasted = 0
     for start in _starts(view):
         if start < end:
             continue
         head = _verified_head(view, start, repository_id)
         if head is None:
+            wasted += _claimed_bytes(view, start)
+            if wasted > _WASTED_TIMES_MAX * view.nbytes:
+                contents.stretches_damaged += 1
+                break
             continue
         # Only what verifies moves on: a record within the key of another is passed over.
         place, number = int(head["place"]), int(head["number"])
@@ -218,6 +233,16 @@ def _end_of(start: int, head: np.void) -> int:
     return start + RECORD_DTYPE.itemsize + payload_bytes + -payload_bytes % RECORD_ALIGNMENT
 
 
+def _claimed_bytes(view: memoryview, start: int) -> int:
+    """How long the record at `start` says that it is, as far as bytes are there."""
+    left = view.nbytes - start
+    if left < RECORD_DTYPE.itemsize:
+        return 0
+    head = np.frombuffer(view[start : start + RECORD_DTYPE.itemsize], RECORD_DTYPE)[0]
+    payload_bytes = int(head["payload_bytes"])
+    return payload_bytes if payload_bytes <= min(left, PAYLOAD_BYTES_MAX) else 0
+
+
 def _verified_head(view: memoryview, start: int, repository_id: bytes) -> np.void | None:
     """The head of the record at `start`, if there is one that verifies."""
     if view.nbytes - start < RECORD_DTYPE.itemsize:
@@ -261,17 +286,23 @@ def _decode_removed(payload: bytes, rows: int) -> Removals:
         start += rows * dtype.itemsize
     lengths = np.frombuffer(payload, "<u2", rows, start)
     heap = np.frombuffer(payload, np.uint8, offset=rows * width)
+    for name in ("epoch", "incarnation"):
+        check_counter(name, int(columns[name].max(initial=0)))
     return Removals(check_keys(heap, lengths), **columns)
 
 
 def _decode_epoch(payload: bytes) -> int:
     if len(payload) != 4:
         raise CorruptError("a remove-all record has no epoch")
-    return int.from_bytes(payload, "little")
+    epoch = int.from_bytes(payload, "little")
+    check_counter("epoch", epoch)
+    return epoch
 
 
 def _decode_incarnation(payload: bytes) -> Incarnation:
     if len(payload) != INCARNATION_DTYPE.itemsize:
         raise CorruptError("an incarnation record has another size")
     one = np.frombuffer(payload, INCARNATION_DTYPE)[0]
+    check_counter("incarnation", int(one["ordinal"]))
+    check_counter("epoch base", int(one["epoch_base"]))
     return Incarnation(int(one["ordinal"]), one["segment_id"].tobytes(), int(one["epoch_base"]))

@@ -21,6 +21,7 @@ from hostile_cases import Layout
 from sample_repository import Expected, build_sample
 
 from snapd.blocks import Codec
+from snapd.formats.journal import RECORD_DTYPE, RECORD_MAGIC
 from snapd.formats.layout import encode_record
 from snapd.formats.manifest import ManifestSection
 from snapd.formats.pack import PackSection
@@ -119,14 +120,19 @@ def sample(tmp_path: Path) -> tuple[Path, Expected, Layout]:
     return root, build_sample(root), Layout.of(root)
 
 
-def check_cost(name: str, sample: tuple[Path, Expected, Layout], lost_max: int) -> None:
+def check_cost(
+    name: str,
+    sample: tuple[Path, Expected, Layout],
+    lost_max: int,
+    grown_kib_max: int = GROWN_KIB_MAX,
+) -> None:
     """At most so many blocks lost, and no more memory than a small repository needs."""
     root, expected, _ = sample
     with case(FaultClass.HOSTILE_FILE, f"bomb: {name}"):
         result = examine(root)
         grown = result["grown_kib"]
         assert isinstance(grown, int)
-        assert grown < GROWN_KIB_MAX, f"{name} cost {grown} KiB"
+        assert grown < grown_kib_max, f"{name} cost {grown} KiB"
         for key in ("seen", "first", "second"):
             found = result[key]
             assert isinstance(found, int)
@@ -195,11 +201,11 @@ def one_gib_of(kind: int, item_bytes: int, *, sized: bool, path: Path) -> None:
     index_bomb(path, {kind: (item_bytes, zeros(1 << 30, sized=sized), 1 << 30)})
 
 
-def claimed(kind: int, path: Path) -> None:
+def claimed(kind: int, path: Path, *, sized: bool = False) -> None:
     """A section that holds a GiB and claims to hold what it should."""
     columns = forgery.columns_of(forgery.Sealed.read(path).index, forgery.kind_of(path))
     column = columns[kind]
-    index_bomb(path, {kind: (column.dtype.itemsize, zeros(1 << 30, sized=False), column.nbytes)})
+    index_bomb(path, {kind: (column.dtype.itemsize, zeros(1 << 30, sized=sized), column.nbytes)})
 
 
 INDEX_BOMBS: dict[str, Callable[[Path], None]] = {
@@ -207,6 +213,7 @@ INDEX_BOMBS: dict[str, Callable[[Path], None]] = {
     "keys of a GiB, unsaid": lambda path: claimed(PackSection.KEY_HEAP, path),
     "hashes of a GiB": lambda path: one_gib_of(PackSection.KEY_HASH, 8, sized=True, path=path),
     "hashes of a GiB, unsaid": lambda path: claimed(PackSection.KEY_HASH, path),
+    "hashes of a GiB, denied": lambda path: claimed(PackSection.KEY_HASH, path, sized=True),
     "incarnations of a GiB": lambda path: one_gib_of(
         PackSection.INCARNATIONS, 24, sized=True, path=path
     ),
@@ -219,7 +226,7 @@ INDEX_BOMBS: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["keys of a GiB"])
+@pytest.mark.parametrize("name", ["keys of a GiB", "hashes of a GiB, denied"])
 def test_an_index_that_expands_without_end(
     name: str, sample: tuple[Path, Expected, Layout]
 ) -> None:
@@ -361,3 +368,31 @@ def test_ten_thousand_empty_packs_are_counted(sample: tuple[Path, Expected, Layo
     for number in range(10_000):
         (root / "packs" / f"{1000 + number:010d}-{'0' * 32}.pack").touch()
     check_cost("ten thousand empty packs", sample, lost_max=0)
+
+
+def fake_records(root: Path) -> None:
+    """A journal of 8 MiB in which every 40 bytes a record seems to begin, as long as may be."""
+    heads = np.zeros((8 << 20) // RECORD_DTYPE.itemsize, RECORD_DTYPE)
+    heads["magic"] = np.frombuffer(RECORD_MAGIC, np.uint8)
+    heads["kind"] = 1
+    left = heads.nbytes - RECORD_DTYPE.itemsize * np.arange(1, len(heads) + 1)
+    heads["payload_bytes"] = np.maximum(left - 64, 0)
+    name = Layout.of(root).journals[-1]
+    page = (root / name).read_bytes()[:PAGE_BYTES]
+    (root / name.replace("0002.", "0090.")).write_bytes(page + heads.tobytes())
+
+
+def test_a_journal_of_fake_records_is_not_hashed_for_ever(
+    sample: tuple[Path, Expected, Layout],
+) -> None:
+    fake_records(sample[0])
+    check_cost("a journal of fake records", sample, lost_max=0)
+
+
+@pytest.mark.long
+def test_a_sparse_journal_of_a_tebibyte_costs_what_is_read_of_it(
+    sample: tuple[Path, Expected, Layout],
+) -> None:
+    with (sample[0] / "journal" / "0000000090.journal").open("wb") as file:
+        file.truncate(1 << 40)
+    check_cost("a sparse journal of a TiB", sample, lost_max=0, grown_kib_max=4 * GROWN_KIB_MAX)

@@ -48,6 +48,8 @@ class Hostile:
     promise: Promise = Promise.DAMAGED
     noticed: bool = False
     """Whether `verify` or a refusal must say that something is wrong."""
+    keeps_all: bool = False
+    """Whether nothing that was promised may be lost: no block depends on what was changed."""
     may_refuse: bool = False
     """Whether a start may be refused with a sentence, because there is nowhere to write."""
     flips: tuple[str, int, int] | None = None
@@ -108,6 +110,7 @@ def flip_cases(root: Path, layout: Layout) -> Iterator[Hostile]:
                     f"{short(name)}: byte {offset} xor {mask:#04x}",
                     lambda tree, n=name, o=offset, m=mask: flip(tree, n, o, m),
                     noticed=name in sealed and bool(matters[offset]),
+                    keeps_all=name == "repository.json",
                     flips=(name, offset, mask),
                 )
 
@@ -496,6 +499,7 @@ def planted_cases(root: Path, layout: Layout, other: Path) -> Iterator[Hostile]:
                 lambda tree, n=name, p=plant: _replace(tree / n, p),
                 # What was there is gone; of a journal, nobody can know what it said.
                 Promise.FORGED if name in layout.journals else Promise.DAMAGED,
+                keeps_all=name.startswith(("repository.json", "quarantine")),
                 may_refuse=name in {"lock", "pins"},
             )
     for directory in ("packs", "manifests", "journal", "quarantine"):
@@ -513,6 +517,7 @@ def planted_cases(root: Path, layout: Layout, other: Path) -> Iterator[Hostile]:
                     lambda tree, d=directory, s=stray, p=plant: p(
                         Path(os.fsdecode(os.fsencode(tree / d) + b"/" + s))
                     ),
+                    keeps_all=True,
                 )
     yield from _foreign_cases(layout, Layout.of(other), other)
 
@@ -551,10 +556,12 @@ def _foreign_cases(ours: Layout, theirs: Layout, other: Path) -> Iterator[Hostil
         yield Hostile(
             f"another repository's {short(their_name)} beside ours, as {short(later)}",
             lambda tree, b=their_name, c=later: shutil.copy(other / b, tree / c) and None,
+            keeps_all=True,
         )
         yield Hostile(
             f"another repository's {short(their_name)} beside ours, renumbered to fit",
             lambda tree, b=their_name, c=later: _plant_numbered(other / b, tree / c, 90),
+            keeps_all=True,
         )
         yield Hostile(
             f"another repository's {short(their_name)} beside ours, with our id",
@@ -564,6 +571,7 @@ def _foreign_cases(ours: Layout, theirs: Layout, other: Path) -> Iterator[Hostil
     yield Hostile(
         "repository.json of another repository",
         lambda tree: shutil.copy(other / "repository.json", tree / "repository.json") and None,
+        keeps_all=True,
     )
 
 

@@ -21,16 +21,20 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
+from repository_kit import aligned, table_of
 from sample_repository import Expected
 
 from snapd.disk.posix import PosixDisk
 from snapd.errors import NewerFormatError, NothingThereError, SnapdError
+from snapd.formats.removals import Removals
 from snapd.formats.sealed import padded
 from snapd.repository import Recovery, Repository
 
 BLOCK_BYTES_READ_MAX = 64 * 2**20
 """Larger blocks are not in the sample: only a forged index names one, and nobody must read it."""
 CASE_SECONDS_MAX = 30
+ATTACHED = b"another segment!"
+CARRIED = b"carried-on"
 
 
 class Promise(Enum):
@@ -54,6 +58,8 @@ class Outcome:
     newer: bool = False
     """Whether that was because of a newer format."""
     findings: list[str] = field(default_factory=list)
+    carried: bool = False
+    """Whether a new segment could attach and bring a block."""
     told_before: bool = False
     """Whether an earlier start told what this one has to do without."""
 
@@ -133,6 +139,7 @@ def _visit(root: Path, *, read_only: bool, verify: bool = False, commit: bool = 
                 found = repository.verify(all_blocks=True).findings
                 outcome.findings += [f"{one.file}: {one.problem}" for one in found]
         if commit:
+            _carry_on(repository, outcome)
             repository.commit()
     except SnapdError as error:
         _refuse(outcome, error)
@@ -140,6 +147,19 @@ def _visit(root: Path, *, read_only: bool, verify: bool = False, commit: bool = 
         repository.close()
         disk.close()
     return outcome
+
+
+def _carry_on(repository: Repository, outcome: Outcome) -> None:
+    """What a store that attaches brings: an incarnation, a block, and after it a removal."""
+    ordinal = repository.incarnation(ATTACHED).ordinal
+    epoch = repository.epoch
+    table = table_of([CARRIED], [b"on" * 3000], incarnation=ordinal, epoch=epoch)
+    writer = repository.begin_pack()
+    assert writer.append(table, [aligned(b"on" * 3000)]).all()
+    writer.seal()
+    gone = table_of([b"nobody"], [b"x"], incarnation=ordinal, epoch=epoch, sequence=2)
+    repository.journal(Removals.of_blocks(gone))
+    outcome.carried = True
 
 
 def _refuse(outcome: Outcome, error: SnapdError) -> None:
@@ -160,6 +180,9 @@ def _read_all(repository: Repository, outcome: Outcome) -> None:
     outcome.unreadable += int((~good).sum())
     keys = table.keys.to_list()
     for row in np.flatnonzero(good).tolist():
+        if keys[row] == CARRIED:
+            outcome.carried = True
+            continue
         outcome.blocks[keys[row]] = bytes(buffers[row][: sizes[row]])
 
 
