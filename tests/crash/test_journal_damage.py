@@ -5,8 +5,9 @@ Nothing here is random: a test that fails names its case, and its node id repeat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def told(found: JournalScan, at: int, sample: Sample) -> bool:
     return bool(found.findings) or not sample.raw[at] or at >= last_batch
 
 
-def flip_bytes(sample: Sample, places: Iterator[int] | range) -> int:
+def flip_bytes(sample: Sample, places: Iterable[int]) -> int:
     bench = Bench(sample)
     tried = 0
     for at in places:
@@ -139,8 +140,8 @@ def test_the_sample_is_what_it_should_be(sample: Sample) -> None:
     assert sample.pages == 1 + 2 * 7, "one of the batches takes two pages"
 
 
-def test_every_flipped_byte_of_a_journal_leaves_every_removal_known(sample: Sample) -> None:
-    assert flip_bytes(sample, interesting(sample.raw)) > 4_000
+def test_flipped_bytes_of_a_journal_leave_every_removal_known(sample: Sample) -> None:
+    assert flip_bytes(sample, islice(interesting(sample.raw), 0, None, 4)) > 1_000
 
 
 @pytest.mark.long
@@ -148,9 +149,20 @@ def test_every_flipped_byte_of_a_journal_padding_too(sample: Sample) -> None:
     assert flip_bytes(sample, range(len(sample.raw))) == len(sample.raw)
 
 
+def test_every_flipped_bit_of_the_first_record_heads_leaves_every_removal_known(
+    sample: Sample,
+) -> None:
+    flip_heads(sample, record_starts(sample.raw)[:3])
+
+
+@pytest.mark.long
 def test_every_flipped_bit_of_every_record_head_leaves_every_removal_known(sample: Sample) -> None:
+    flip_heads(sample, record_starts(sample.raw))
+
+
+def flip_heads(sample: Sample, starts: list[int]) -> None:
     bench = Bench(sample)
-    for start in record_starts(sample.raw):
+    for start in starts:
         for bit in range(8 * RECORD_DTYPE.itemsize):
             at = start + bit // 8
             with case(FaultClass.DISK_LIES, f"journal record at {start}: bit {bit}"):
@@ -192,7 +204,7 @@ def test_two_bad_pages_are_a_loss_that_is_said(sample: Sample) -> None:
 
 def test_every_length_keeps_what_was_confirmed_by_then(sample: Sample) -> None:
     confirmed = [{b"first"}, set(MANY), set(), {b"second"}, {b"last"}]
-    lengths = range(0, len(sample.raw) + 1, 24)
+    lengths = range(0, len(sample.raw) + 1, 64)
     for length in [*lengths, *(one for end in sample.ends for one in range(end - 9, end + 1))]:
         with case(FaultClass.HOSTILE_FILE, f"journal file: cut off at {length}"):
             found = scan_journal(Bench(sample, sample.raw[:length]).disk, sample.repository_id)

@@ -67,6 +67,24 @@ def test_so_many_samples_cover_everything_once(blocks: int, parts: int, bad: int
         assert [(one.file, one.blocks) for one in findings] == [(pack.name, 1)]
 
 
+def test_a_pack_that_only_an_older_snapshot_names_is_missed() -> None:
+    disk = SimulatedDisk()
+    with opened(disk) as repository:
+        put(repository, {b"a": b"1" * 5000})
+        repository.commit()
+        remove(repository, [b"a"], sequence=5)
+        repository.commit()
+    name = f"packs/{disk.list('packs')[0]}"
+    disk.remove(name)
+    with (
+        Repository.open(disk, read_only=True) as repository,
+        case(FaultClass.DISK_LIES, "a pack of an older snapshot is gone"),
+    ):
+        assert [one.file for one in repository.verify(all_blocks=True).findings] == [name]
+        assert repository.verify().findings == []
+        assert [one.file for one in repository.verify(1).findings] == [name]
+
+
 def test_reading_changes_nothing_on_the_disk() -> None:
     disk = SimulatedDisk()
     lay(disk)
