@@ -56,7 +56,18 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Seconds, setting("Seconds that the flush on SIGTERM may take; keep it under the pod's.")
     ] = 25.0
     io_bytes_per_sec_max: Annotated[
-        Bytes, setting("Limit of flush and background warm-up together; 0 is none.")
+        Bytes, setting("Limit of flush, background warm-up and compaction together; 0 is none.")
+    ] = 0
+    repository_bytes_max: Annotated[
+        Bytes,
+        setting("Most that the repository may take; 0 is the file system less its reserve."),
+    ] = 0
+    disk_reserve_bytes: Annotated[
+        Bytes,
+        setting("Bytes of the file system that snapd leaves free, at most a twentieth of it."),
+    ] = 2**30
+    write_bytes_per_day_max: Annotated[
+        Bytes, setting("Most that is written to the disk in any 24 hours; 0 is no limit.")
     ] = 0
     retain: Annotated[
         Annotated[int, Meta(ge=1, le=10_000)], setting("Snapshot generations to keep.")
@@ -108,7 +119,16 @@ ENVIRONMENT: dict[str, str] = {
 }
 """Environment variables beside `SNAPD_<NAME>`, because Mooncake's users have them set."""
 
-BYTE_SETTINGS = frozenset({"io_bytes_per_sec_max", "pack_bytes_max", "global_segment_size"})
+BYTE_SETTINGS = frozenset(
+    {
+        "io_bytes_per_sec_max",
+        "repository_bytes_max",
+        "disk_reserve_bytes",
+        "write_bytes_per_day_max",
+        "pack_bytes_max",
+        "global_segment_size",
+    }
+)
 """Settings that also take text such as 512mb or 4GiB; every unit is a power of 1024."""
 
 

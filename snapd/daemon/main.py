@@ -27,9 +27,11 @@ from snapd.daemon.state import DaemonState
 from snapd.daemon.supervise import StoreSupervisor, store_socket
 from snapd.daemon.upkeep import Upkeep
 from snapd.daemon.workers import Workers
+from snapd.daemon.writers import Writers
+from snapd.disk.metered import MeteredDisk
 from snapd.disk.posix import PosixDisk
 from snapd.errors import DiskError, NewerFormatError, SettingError
-from snapd.flusher import Flusher
+from snapd.flusher.budget import BUDGET_BYTES_MIN, pack_bytes_within
 from snapd.metrics import Metrics
 from snapd.repository import Recovery, Repository
 from snapd.warmup import Demand, Loader, Registrar, Warmer
@@ -52,6 +54,11 @@ def run_daemon(settings: Settings, with_store: bool) -> int:
     for a newer version: then nothing in it is touched, and with the store as our own that is left
     serving, because what it holds in memory is good all the same.
     """
+    if 0 < settings.repository_bytes_max < BUDGET_BYTES_MIN:
+        raise SettingError(
+            f"repository_bytes_max = {settings.repository_bytes_max}: at least "
+            f"{BUDGET_BYTES_MIN} are needed, or 0 for no limit"
+        )
     if settings.store != "bundled":
         raise SettingError(
             f"store = {settings.store!r}: only the bundled store can be attached yet"
@@ -63,12 +70,16 @@ def run_daemon(settings: Settings, with_store: bool) -> int:
     _make_runtime_directory(settings.runtime_dir)
     with _naming_the_setting(settings.persistent_path):
         disk = PosixDisk(settings.persistent_path, create=True)
+        meter = MeteredDisk(disk)
         try:
             repository = Repository.open(
-                disk,
+                meter,
                 retain=settings.retain,
                 codec=Codec.ZSTD if settings.codec == "zstd" else Codec.RAW,
-                pack_bytes_max=settings.pack_bytes_max,
+                pack_bytes_max=pack_bytes_within(
+                    settings.pack_bytes_max,
+                    settings.repository_bytes_max or disk.usage().capacity_bytes,
+                ),
             )
         except NewerFormatError:
             if with_store:
@@ -77,7 +88,7 @@ def run_daemon(settings: Settings, with_store: bool) -> int:
                 store.leave()
             raise
     try:
-        daemon = Daemon(settings, repository, stopping)
+        daemon = Daemon(settings, repository, meter, stopping)
         return daemon.run(with_store=with_store)
     finally:
         repository.close()
@@ -100,7 +111,11 @@ class Daemon:
     """The parts, wired. `run` is their life."""
 
     def __init__(
-        self, settings: Settings, repository: Repository, stopping: threading.Event
+        self,
+        settings: Settings,
+        repository: Repository,
+        meter: MeteredDisk,
+        stopping: threading.Event,
     ) -> None:
         self._settings = settings
         self._repository = repository
@@ -111,7 +126,16 @@ class Daemon:
         self._link = link = Link()
         demand = Demand()
         pace = Pacer(settings.io_bytes_per_sec_max, stopping)
-        self._flusher = Flusher(repository, link, settings, pace, metrics)
+        self._writers = writers = Writers.build(
+            settings,
+            repository,
+            link,
+            meter=meter,
+            pace=pace,
+            metrics=metrics,
+            stopping=stopping,
+        )
+        self._flusher = writers.flusher
         metrics.flush_lag(self._flusher.lag_seconds)
         events = EventsWorker(repository, link, metrics, self._ended)
         registrar = Registrar(repository, events)
@@ -134,7 +158,7 @@ class Daemon:
             repository=repository,
             link=link,
             metrics=metrics,
-            flusher=self._flusher,
+            writers=writers,
             keeper=self._keeper,
             registrar=registrar,
             loader=loader,
@@ -148,6 +172,7 @@ class Daemon:
             "events": events.run,
             "keeper": self._keeper.run,
             "loader": loader.run,
+            "compactor": writers.compactor.run,
             "housekeeper": self._keep_house,
         }
         if settings.enable_warmup:
@@ -235,6 +260,7 @@ class Daemon:
         for name in recovery.moved_aside:
             event(_logger, logging.WARNING, "moved a file aside", file=name)
         self._metrics.quarantined("unreadable", recovery.blocks_lost)
+        self._writers.budget.resume(recovery.write_debt_bytes)
         self._state.recovered(recovery)
 
     def _keep_house(self) -> None:

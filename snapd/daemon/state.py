@@ -20,8 +20,9 @@ from snapd.daemon.keeper import Keeper
 from snapd.daemon.supervise import StoreSupervisor
 from snapd.daemon.upkeep import Upkeep
 from snapd.daemon.workers import Workers
+from snapd.daemon.writers import Writers
 from snapd.errors import SnapdError
-from snapd.flusher import Flusher
+from snapd.flusher.budget import SpaceState
 from snapd.metrics import Metrics
 from snapd.repository import Recovery, Repository
 from snapd.warmup import Loader, Registrar, Warmer
@@ -44,7 +45,7 @@ class DaemonState:
     repository: Repository
     link: Link
     metrics: Metrics
-    flusher: Flusher
+    writers: Writers
     keeper: Keeper
     registrar: Registrar
     loader: Loader
@@ -60,6 +61,8 @@ class DaemonState:
     recovered_after_seconds: float | None = None
     ready_after_seconds: float | None = None
     disk_error: str = ""
+    space: SpaceState | None = None
+    """The last look at the budget."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     # --- what happened --------------------------------------------------------------------------
@@ -89,6 +92,17 @@ class DaemonState:
         self.disk_error = ""
         used = usage.capacity_bytes - usage.free_bytes
         self.metrics.disk(used, usage.capacity_bytes, self.repository.bytes_used)
+        self._look_at_budget()
+
+    def _look_at_budget(self) -> None:
+        if self.recovery is None:
+            return
+        try:
+            self.space = self.writers.budget.look()
+        except SnapdError as error:
+            self.disk_error = str(error)
+            return
+        self.metrics.limits(self.space.limits.bytes_max, self.writers.budget.write_room())
 
     # --- `Control` --------------------------------------------------------------------------------
 
@@ -117,10 +131,12 @@ class DaemonState:
         candidates = (
             f"{aside} files that could not be used were moved aside" if aside else "",
             self.recovery_error,
-            *self.flusher.problems,
+            *self.writers.flusher.problems,
+            self.writers.compactor.backoff.error,
             self.events.backoff.error,
             self.loader.backoff.error,
             self.disk_error,
+            self._full(),
         )
         return list(dict.fromkeys(error for error in candidates if error))
 
@@ -134,7 +150,7 @@ class DaemonState:
             future: Future[Mapping[str, Any]] = Future()
             future.set_exception(SnapdError("the repository is still being read: ask again"))
             return future
-        return self.flusher.request_snapshot()
+        return self.writers.flusher.request_snapshot()
 
     def prune(
         self, retain: int | None, *, move_unreadable: bool, dry_run: bool
@@ -176,6 +192,7 @@ class DaemonState:
             "repository": self._repository(),
             "snapshot": self._snapshot(),
             "flush": self._flush(),
+            "budget": self._budget(),
             "warmup": self._warmup(),
             "errors": self.problems(),
         }
@@ -212,18 +229,34 @@ class DaemonState:
         return document
 
     def _snapshot(self) -> Mapping[str, Any] | None:
-        last = self.flusher.last_snapshot
+        last = self.writers.flusher.last_snapshot
         return last.document() if last is not None else None
 
     def _flush(self) -> Mapping[str, Any]:
-        last = self.flusher.last_flush
+        last = self.writers.flusher.last_flush
         return {
-            "lag_seconds": self.flusher.lag_seconds(),
+            "lag_seconds": self.writers.flusher.lag_seconds(),
+            "lag_reason": self.writers.flusher.lag_reason,
+            "left_out": dict(self.writers.flusher.left_out),
             "written": last.written,
             "written_bytes": last.written_bytes,
             "matched": last.matched,
             "evicted": last.evicted,
             "rejected": last.rejected,
+        }
+
+    def _budget(self) -> Mapping[str, Any] | None:
+        """What is used, what may be, and what of the day's writes is left (null: no limit)."""
+        if self.space is None:
+            return None
+        return {
+            "used_bytes": self.space.use.total,
+            "limit_bytes": self.space.limits.bytes_max,
+            "limited_by": self.space.bound,
+            "pressed": self.writers.budget.pressed,
+            "dropped": self.writers.compactor.dropped,
+            "copied_bytes": self.writers.compactor.copied_bytes,
+            "write_bytes_left": self.writers.budget.write_room(),
         }
 
     def _warmup(self) -> Mapping[str, Any]:
@@ -235,6 +268,12 @@ class DaemonState:
             "registered": self.registrar.registered,
             "without_slot": self.registrar.refused_for_space,
         }
+
+    def _full(self) -> str:
+        if self.writers.flusher.lag_reason not in {"colder", "no_space"}:
+            return ""
+        waiting = sum(self.writers.flusher.left_out.values())
+        return f"the disk is full: {waiting} blocks are not on it"
 
     def _store_problem(self) -> str:
         """Why the store is away: what the socket says, and what the store itself said last."""

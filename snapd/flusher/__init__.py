@@ -1,5 +1,7 @@
-"""Writing new blocks to packs, and committing snapshots over them."""
+"""Writing new blocks to packs, committing snapshots over them, and staying inside the budgets."""
 
+from snapd.flusher.budget import Budget
+from snapd.flusher.compactor import Compactor
 from snapd.flusher.flusher import Flusher, SnapshotReport
 
-__all__ = ["Flusher", "SnapshotReport"]
+__all__ = ["Budget", "Compactor", "Flusher", "SnapshotReport"]

@@ -5,9 +5,12 @@ The order of steps is what makes it safe, whenever it is killed:
 1. Scan, and compare with what was settled before. What left leaves the live set, but only in a life
    of the store in which everything had been put back first.
 2. What is new and whose bytes some pack has already needs no write: its old copy is live (again).
-3. The rest goes to a pack, hottest first: pin, verify and write, look again, leave out what moved.
+3. What there is no room for, or what is colder than all that would have to go for it, is left out.
+   If the disk has other bytes of such a key, their end is journaled first: the key was replaced,
+   and nothing on disk will say so.
+4. The rest goes to a pack, hottest first: pin, verify and write, look again, leave out what moved.
    Nothing refers to the pack until it is sealed, so a death leaves a temporary file.
-4. Seal. From then on the blocks are durable, manifest or not; only then are they settled.
+5. Seal. From then on the blocks are durable, manifest or not; only then are they settled.
 """
 
 from __future__ import annotations
@@ -22,19 +25,23 @@ import numpy as np
 from snapd.attach.port import PINNED_BYTES_MAX, Scan, Source
 from snapd.attach.session import Session
 from snapd.blocks import BlockTable
-from snapd.blocks.keys import I64, U64
+from snapd.blocks.keys import I64, U64, Bools
 from snapd.blocks.table import U32
 from snapd.config import event
+from snapd.flusher.admission import WRITE, Admission
 from snapd.plans import diff_scan, hottest_first, windows
 from snapd.plans.diff import same_bytes
 from snapd.plans.residency import REJECTED
-from snapd.repository import PackWriter, Repository
+from snapd.repository import PackWriter, Removals, Repository, RowState
 
 _DESCRIBE_SLOTS = 16_384
 """Slots described at a time: bounds the memory of a flush of very many small blocks."""
 
 _LOOKS_MAX = 3
 """Complete looks after which slots that cannot be read are taken for empty."""
+
+_SPEED_BYTES_MIN = 2**22
+"""Bytes written before the disk's speed is believed: a single small write is all latency."""
 
 _logger = logging.getLogger(__name__)
 
@@ -58,6 +65,8 @@ class FlushResult:
     """Blocks on disk, the coldest, that left the live set: the store has no slot for them."""
     revived: list[I64] = field(default_factory=list)
     """Catalog rows, int64, that are live again: durable once a manifest says so."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Blocks that were left out for the first time, by the labels of `admission.REASONS`."""
     complete: bool = True
     """False if the deadline cut it short."""
 
@@ -70,8 +79,11 @@ class Flush:
     source: Source
     repository: Repository
     pace: Callable[[int], None]
-    deadline: float = float("inf")
-    """On the monotonic clock: what is not written by then is left."""
+    admission: Admission
+    deadline: Callable[[], float] = lambda: float("inf")
+    """On the monotonic clock, asked before each piece: what is not written by then is left."""
+    piece_bytes_max: int = PINNED_BYTES_MAX
+    """Bytes that are written between two looks at the deadline."""
     looks: int = 0
     """Complete looks since everything is served."""
     result: FlushResult = field(default_factory=FlushResult)
@@ -79,10 +91,14 @@ class Flush:
     _pending: list[tuple[U32, U64]] = field(default_factory=list)
     """Slots and sequences of what the open pack was given, in order."""
     _scan: Scan = field(default_factory=Scan.empty)
+    _append_seconds: float = 0.0
+    _append_bytes: int = 0
+    """How long writing took, and how much it was: so fast is the disk."""
 
     def run(self) -> FlushResult:
         """Flush. Raises DiskError; then nothing of the open pack is on disk or settled."""
         served = self.session.served.is_set()
+        self.admission.begin(self.session, self.source)
         new = self._compare()
         try:
             for at in range(0, len(new), _DESCRIBE_SLOTS):
@@ -133,14 +149,58 @@ class Flush:
         table = table.take(self._unmatched(table))
         order = np.arange(len(table), dtype=np.int64)
         for piece in windows(
-            order, table.size, bytes_max=PINNED_BYTES_MAX, blocks_max=_DESCRIBE_SLOTS
+            order, table.size, bytes_max=self.piece_bytes_max, blocks_max=_DESCRIBE_SLOTS
         ):
-            if time.monotonic() >= self.deadline:
-                return False
             part = table if len(piece) == len(table) else table.take(piece)
-            self.pace(int(part.size.sum()))
-            self._write(part)
+            if not self._in_time(part):
+                return False
+            part = self._admitted(part, writes=True)
+            if len(part):
+                self.pace(int(part.size.sum()))
+                self._write(part)
         return True
+
+    def _in_time(self, part: BlockTable) -> bool:
+        """Whether this piece will be written by the deadline, if the disk is no slower than it has
+        been."""
+        share = int(part.size.sum()) / max(self._append_bytes, _SPEED_BYTES_MIN)
+        return time.monotonic() + share * self._append_seconds < self.deadline()
+
+    def _admitted(self, table: BlockTable, *, writes: bool) -> BlockTable:
+        """The blocks that come in; the others are noted as left out."""
+        verdict = self.admission.judge(table, writes=writes)
+        out = np.flatnonzero(verdict != WRITE)
+        if not len(out):
+            return table
+        left = table.take(out)
+        self._end_older_versions(left)
+        self._settle(left, np.arange(len(left)), verdict[out])
+        for label, blocks in self.admission.left(left, verdict[out]).items():
+            self.result.left_out[label] = self.result.left_out.get(label, 0) + blocks
+        return table.take(np.flatnonzero(verdict == WRITE))
+
+    def _end_older_versions(self, table: BlockTable) -> None:
+        """Journal that what the disk has of these keys is over, where it is not the same bytes: a
+        new version on disk would have said so, and there is going to be none."""
+        catalog = self.repository.catalog
+        found = catalog.find(table.keys, table.key_hash)
+        at = np.flatnonzero(found >= 0)
+        rows = found[at]
+        state = catalog.state_of(rows)
+        alive = (state == RowState.LIVE) | (state == RowState.EVICTED)
+        rows = rows[alive & ~self._same(table, at, rows)]
+        if len(rows):
+            self.repository.journal(Removals.of_blocks(catalog.take(rows)))
+
+    def _same(self, table: BlockTable, at: I64, rows: I64) -> Bools:
+        """Whether these catalog rows hold the bytes of the blocks at these positions."""
+        catalog = self.repository.catalog
+        return same_bytes(
+            table.size[at],
+            table.checksum[at],
+            catalog.column("size", rows),
+            catalog.column("checksum", rows),
+        )
 
     def _identify(self, table: BlockTable) -> BlockTable:
         """The same blocks with the repository's names of their incarnation and epoch."""
@@ -158,14 +218,10 @@ class Flush:
         catalog = self.repository.catalog
         found = catalog.find(table.keys, table.key_hash)
         at = np.flatnonzero(found >= 0)
+        at = at[self._same(table, at, found[at])]
+        may = self._may_live(table, at, found[at])
+        left, at = at[~may], at[may]
         rows = found[at]
-        same = same_bytes(
-            table.size[at],
-            table.checksum[at],
-            catalog.column("size", rows),
-            catalog.column("checksum", rows),
-        )
-        at, rows = at[same], rows[same]
         was_live = catalog.is_live(rows)
         live = catalog.set_live(rows, live=True)
         self.result.revived.append(rows[live & ~was_live])
@@ -173,12 +229,25 @@ class Flush:
         self.result.matched += int(live.sum())
         rest = np.ones(len(table), np.bool_)
         rest[at[live]] = False
+        rest[left] = False
         # A cold block without bytes on disk cannot be loaded. The store drops it with `cold_ready`,
         # since this daemon has not registered it.
         orphans = np.flatnonzero(rest & self._scan.cold[table.slot])
         self._settle(table, orphans, np.full(len(orphans), REJECTED))
         rest[orphans] = False
         return np.flatnonzero(rest)
+
+    def _may_live(self, table: BlockTable, at: I64, rows: I64) -> Bools:
+        """Which of these matches may be live: those that are, those of cold blocks (which have no
+        other copy), and evicted ones that are hot enough to come back."""
+        evicted = self.repository.catalog.state_of(rows) == RowState.EVICTED
+        evicted &= ~self._scan.cold[table.slot[at]]
+        result: Bools = np.ones(len(at), np.bool_)
+        back = np.flatnonzero(evicted)
+        if len(back):
+            kept = self._admitted(table.take(at[back]), writes=False)
+            result[back] = np.isin(table.slot[at[back]], kept.slot)
+        return result
 
     def _write(self, table: BlockTable) -> None:
         """Append one batch to the open pack.
@@ -189,16 +258,19 @@ class Flush:
         if self._writer is None:
             self._writer = self.repository.begin_pack()
         first = self._writer.appended
+        started = time.monotonic()
         with self.source.pinned(table):
             good = self._writer.append(table, self.source.buffers(table))
             still = self.source.still(table)
+        self._append_seconds += time.monotonic() - started
+        self._append_bytes += int(table.size.sum())
         self._writer.drop(first + np.flatnonzero(good & ~still))
         self.result.moved += int((~still).sum())
         bad = np.flatnonzero(~good & still)
         if len(bad):
             self._reject(table.take(bad))
         self._pending.append((table.slot, table.slot_sequence))
-        if self._writer.full:
+        if self._writer.full or self._writer.bytes_written >= self.admission.pack_bytes_max:
             self._seal()
 
     def _reject(self, table: BlockTable) -> None:

@@ -13,12 +13,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from snapd.attach.backoff import Backoff
-from snapd.attach.port import Source
+from snapd.attach.port import PINNED_BYTES_MAX, Source
 from snapd.attach.session import Link, Session
 from snapd.config import Settings, event
-from snapd.errors import DiskError, IntegrityError, SnapdError
+from snapd.errors import SnapdError
+from snapd.flusher.admission import Admission
+from snapd.flusher.budget import Budget
 from snapd.flusher.flush import Flush, FlushResult
 from snapd.flusher.heat import HeatBook
+from snapd.flusher.reasons import failure_reason
 from snapd.repository import Repository
 
 _COMMIT_SHARE = 0.25
@@ -26,6 +29,9 @@ _COMMIT_SHARE = 0.25
 
 _COMMITS_SHARE = 20.0
 """Snapshots out of turn take at most one part in so many of the time."""
+
+_LAST_PIECE_BYTES = 8 * 2**20
+"""Bytes written at a time when the daemon ends: on a slow disk the deadline must be met."""
 
 _logger = logging.getLogger(__name__)
 
@@ -49,6 +55,12 @@ class FlushObserver(Protocol):
 
     def snapshot_failed(self, reason: str) -> None:
         """A snapshot failed."""
+
+    def left_out(self, reason: str, blocks: int) -> None:
+        """Blocks are not written, for now."""
+
+    def waiting(self, blocks: Mapping[str, int]) -> None:
+        """Blocks of the store that are not on disk now, by reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +96,14 @@ class Flusher:
         repository: Repository,
         link: Link,
         settings: Settings,
+        *,
         pace: Callable[[int], None],
         observer: FlushObserver,
+        budget: Budget,
     ) -> None:
         self._repository = repository
+        self._budget = budget
+        self._admission = Admission(repository, budget)
         self._link = link
         self._settings = settings
         self._pace = pace
@@ -95,6 +111,7 @@ class Flusher:
         self._wake = threading.Condition()
         self._snapshot_requests: list[Future[Mapping[str, Any]]] = []
         self._flush_requests: list[Future[None]] = []
+        self._commit_requests: list[Future[Mapping[str, Any]]] = []
         self._stop_by: float | None = None
         self._quiesce: Callable[[], None] = _nothing
         self._source: tuple[Session, Source] | None = None
@@ -110,6 +127,8 @@ class Flusher:
         """Blocks that an older pack has are live again, and no manifest says so yet."""
         self._flush_at = now
         self._snapshot_at = now + settings.snapshot_interval_sec
+        self._interrupt_at = now
+        """When the flush that runs makes way for a snapshot."""
         self._written_bytes = 0
         self._commit_seconds = 0.0
         self.last_flush = FlushResult()
@@ -124,6 +143,24 @@ class Flusher:
         return max(0.0, time.monotonic() - self._durable_until)
 
     @property
+    def lag_reason(self) -> str:
+        """Why the lag grows although nothing fails: `write_budget`, `no_space`, `colder`, or empty.
+
+        What is left out because it is colder counts only where the disk is what is too small. A
+        budget that somebody set is meant to leave blocks out.
+        """
+        waiting = self._admission.left_out
+        reasons = ["write_budget", "no_space"]
+        if self._admission.bound != "budget":
+            reasons.append("colder")
+        return next((one for one in reasons if waiting[one]), "")
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Blocks of the store that are not on disk now, by reason."""
+        return self._admission.left_out
+
+    @property
     def problems(self) -> list[str]:
         """What failed last and has not succeeded since."""
         return [error for error in (self._flushes.error, self._snapshots.error) if error]
@@ -133,6 +170,15 @@ class Flusher:
         future: Future[Mapping[str, Any]] = Future()
         with self._wake:
             self._snapshot_requests.append(future)
+            self._wake.notify()
+        return future
+
+    def request_commit(self) -> Future[Mapping[str, Any]]:
+        """A snapshot of what is in sealed packs, at once and without a flush: so that space which
+        nothing needs any more comes back. The future fails with `SnapdError`."""
+        future: Future[Mapping[str, Any]] = Future()
+        with self._wake:
+            self._commit_requests.append(future)
             self._wake.notify()
         return future
 
@@ -165,19 +211,42 @@ class Flusher:
                 stop_by = self._stop_by
                 snapshots, self._snapshot_requests = self._snapshot_requests, []
                 flushes, self._flush_requests = self._flush_requests, []
+                commits, self._commit_requests = self._commit_requests, []
             if stop_by is not None:
-                self._finish(stop_by, snapshots, flushes)
+                self._finish(stop_by, [*snapshots, *commits], flushes)
                 return
+            if commits:
+                self._snapshot(commits, None)
             now = time.monotonic()
-            snapshot_due = bool(snapshots) or now >= self._snapshot_at
-            if flushes or snapshot_due or now >= self._flush_at:
-                error = self._flush(float("inf"))
+            self._interrupt_at = self._snapshot_at
+            if now >= self._snapshot_at:
+                self._interrupt_at = now + self._settings.snapshot_interval_sec
+            asked = bool(snapshots or flushes)
+            if asked or now >= min(self._snapshot_at, self._flush_at):
+                # A first flush may take longer than many intervals: each gets its snapshot of what
+                # is in sealed packs by then, and the flush goes on after it.
+                error = self._flush(self._until_stopped if asked else self._until_interrupted)
                 _answer(flushes, error)
-                if snapshot_due:
+                if snapshots or time.monotonic() >= self._snapshot_at:
                     self._snapshot(snapshots, error)
 
     def _has_work(self) -> bool:
-        return bool(self._stop_by is not None or self._snapshot_requests or self._flush_requests)
+        return bool(
+            self._stop_by is not None
+            or self._snapshot_requests
+            or self._flush_requests
+            or self._commit_requests
+        )
+
+    def _until_stopped(self) -> float:
+        """The deadline of a flush that somebody waits for: none, until the daemon stops."""
+        return float("inf") if self._stop_by is None else 0.0
+
+    def _until_interrupted(self) -> float:
+        """The deadline of a flush in its turn: the next snapshot, whoever wants it."""
+        if self._stop_by is not None or self._commit_requests:
+            return 0.0
+        return self._interrupt_at
 
     def _idle_seconds(self) -> float:
         return max(0.0, min(self._flush_at, self._snapshot_at) - time.monotonic())
@@ -191,15 +260,17 @@ class Flusher:
         """The last flush: hottest first, in time for a manifest, whatever is left out."""
         remaining = max(0.0, stop_by - time.monotonic())
         writes_by = stop_by - _COMMIT_SHARE * remaining
-        self._flush(writes_by)
+        self._flush(lambda: writes_by, _LAST_PIECE_BYTES)
         self._quiesce()
-        error = self._flush(writes_by)
+        error = self._flush(lambda: writes_by, _LAST_PIECE_BYTES)
         _answer(flushes, error)
         # Even where blocks could not be written, what is in sealed packs gets its manifest.
         self._snapshot(snapshots, None)
         self.final_error = self.final_error or error
 
-    def _flush(self, deadline: float) -> SnapdError | None:
+    def _flush(
+        self, deadline: Callable[[], float], piece_bytes_max: int = PINNED_BYTES_MAX
+    ) -> SnapdError | None:
         """One flush; the error that ended it, if one did."""
         started = time.monotonic()
         self._flush_at = started + self._settings.flush_sec
@@ -208,29 +279,60 @@ class Flusher:
             self._flushed_until = self._durable_until = started
             return None
         flush = Flush(
-            session, self._source_of(session), self._repository, self._pace, deadline, self._looks
+            session,
+            self._source_of(session),
+            self._repository,
+            self._pace,
+            self._admission,
+            deadline,
+            piece_bytes_max,
+            self._looks,
         )
         try:
             result = flush.run()
         except SnapdError as error:
-            self._observer.flush_failed(_reason(error))
+            self._budget.refused(error)
+            self._observer.flush_failed(failure_reason(error))
             self._flush_at = time.monotonic() + max(
                 self._settings.flush_sec, self._flushes.failed(error)
             )
             return error
         self._looks = flush.looks
-        self._flushes.succeeded()
         self.last_flush = result
         self._written_bytes += result.written_bytes
         if result.no_slot:
             self._observer.left_without_slot(result.no_slot)
         self._note_revived(result, started)
-        if result.complete:
+        self._note_left_out(session, result)
+        if not result.complete:
+            self._flush_at = started  # go on at once
+        elif not self.lag_reason:
             self._flushed_until = started
+        if not (self.lag_reason and self._budget.is_refused):
+            # While the disk refuses, a flush that left everything out proves nothing.
+            self._flushes.succeeded()
         if not self._awaits_manifest:
             self._durable_until = self._flushed_until
         self._observer.flushed(result.written, result.written_bytes, time.monotonic() - started)
         return None
+
+    def _note_left_out(self, session: Session, result: FlushResult) -> None:
+        for reason, blocks in result.left_out.items():
+            self._observer.left_out(reason, blocks)
+        before = self.lag_reason
+        self._admission.count_waiting(session)
+        self._observer.waiting(self._admission.left_out)
+        if self.lag_reason and not before:
+            event(
+                _logger,
+                logging.WARNING,
+                "blocks wait to be written",
+                reason=self.lag_reason,
+                limit=self._admission.bound,
+                blocks=sum(self._admission.left_out.values()),
+            )
+        elif before and not self.lag_reason:
+            event(_logger, logging.INFO, "no block waits to be written any more")
 
     def _note_revived(self, result: FlushResult, now: float) -> None:
         """A block whose bytes an older pack has is durable only once a manifest says that it is
@@ -251,7 +353,8 @@ class Flusher:
                 raise flush_error
             report = self._commit(started)
         except SnapdError as error:
-            self._observer.snapshot_failed(_reason(error))
+            self._budget.refused(error)
+            self._observer.snapshot_failed(failure_reason(error))
             wait_seconds = self._snapshots.failed(error)
             self._snapshot_at = time.monotonic() + min(
                 self._settings.snapshot_interval_sec, max(1.0, wait_seconds)
@@ -262,7 +365,12 @@ class Flusher:
             return
         self.final_error = None
         self._snapshots.succeeded()
-        self._snapshot_at = started + self._settings.snapshot_interval_sec
+        # A commit that takes longer than the interval does not follow on itself: flushes get as
+        # much time as commits do.
+        ended = time.monotonic()
+        self._snapshot_at = max(
+            started + self._settings.snapshot_interval_sec, ended + (ended - started)
+        )
         for request in requests:
             request.set_result(report.document())
 
@@ -273,7 +381,12 @@ class Flusher:
             self._heat = HeatBook(self._repository.catalog)
         self._heat.update(session, source)
         settled = session is not None and session.settled.is_set() and not session.lost.is_set()
-        summary = self._repository.commit(prune=settled)
+        summary = self._repository.commit(
+            prune=settled,
+            retain=1 if self._budget.pressed else None,
+            write_debt_bytes=self._budget.write_debt(),
+        )
+        self._admission.committed(session, source)
         self._awaits_manifest = False
         self._durable_until = self._flushed_until
         seconds = time.monotonic() - started
@@ -302,13 +415,6 @@ class Flusher:
             self._source = (session, session.open_source())
             self._looks = 0
         return self._source[1]
-
-
-def _reason(error: SnapdError) -> str:
-    """The label of a failure; see `snapd.metrics.registry.SNAPSHOT_FAILURE_REASONS`."""
-    if isinstance(error, DiskError):
-        return "disk"
-    return "integrity" if isinstance(error, IntegrityError) else "other"
 
 
 def _answer(requests: list[Future[None]], error: SnapdError | None) -> None:

@@ -7,8 +7,9 @@ because `rate()` cannot see the first increment of a series that was not there b
 
 from __future__ import annotations
 
+import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -17,6 +18,9 @@ from snapd.wire.messages import StatsReply
 
 SNAPSHOT_FAILURE_REASONS = ("disk", "integrity", "deadline", "other")
 QUARANTINE_REASONS = ("segment", "pack", "store", "unreadable")
+DROP_REASONS = ("budget", "disk", "refused")
+"""What set the limit: the setting, the disk's free space, or a write that the disk refused."""
+LEFT_OUT_REASONS = ("colder", "no_space", "write_budget")
 LOAD_RESULTS = ("loaded", "superseded", "rejected", "no_space", "no_slot", "failed")
 
 
@@ -27,6 +31,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._snapshot_metrics()
         self._flush_metrics()
+        self._budget_metrics()
         self._disk_metrics()
         self._warmup_metrics()
         self._store_metrics()
@@ -89,6 +94,36 @@ class Metrics:
         self._disk_capacity.set(capacity_bytes)
         self._disk_ratio.set(used_bytes / capacity_bytes if capacity_bytes else 0.0)
         self._repository_bytes.set(repository_bytes)
+
+    # --- budgets ------------------------------------------------------------------------------
+
+    def left_out(self, reason: str, blocks: int) -> None:
+        """Blocks are not written, for now; `reason` is one of `LEFT_OUT_REASONS`."""
+        self._left_out.labels(reason).inc(blocks)
+
+    def waiting(self, blocks: Mapping[str, int]) -> None:
+        """Blocks of the store that are not on disk now, by reason."""
+        for reason, number in blocks.items():
+            self._waiting.labels(reason).set(number)
+
+    def dropped(self, reason: str, blocks: int) -> None:
+        """Blocks left the disk for want of room; `reason` is one of `DROP_REASONS`."""
+        self._dropped.labels(reason).inc(blocks)
+
+    def compacted(self, packs: int, blocks: int, bytes_written: int) -> None:
+        """Packs were cleaned: `blocks` live ones were copied."""
+        self._compaction_packs.inc(packs)
+        self._compaction_blocks.inc(blocks)
+        self._compaction_bytes.inc(bytes_written)
+
+    def compaction_failed(self, reason: str) -> None:
+        """Relief failed and will be tried again; see `SNAPSHOT_FAILURE_REASONS`."""
+        self._compaction_failures.labels(reason).inc()
+
+    def limits(self, repository_bytes_max: int, write_bytes_left: int | None) -> None:
+        """What the repository may take now, and what may be written now (None: no limit)."""
+        self._repository_limit.set(repository_bytes_max)
+        self._write_left.set(math.inf if write_bytes_left is None else write_bytes_left)
 
     # --- warm-up --------------------------------------------------------------------------------
 
@@ -179,6 +214,39 @@ class Metrics:
         )
         for reason in QUARANTINE_REASONS:
             self._quarantined.labels(reason)
+
+    def _budget_metrics(self) -> None:
+        self._left_out = self._counter(
+            "blocks_left_out", "Blocks of the store that were not written, by reason.", "reason"
+        )
+        self._waiting = self._gauge(
+            "blocks_waiting", "Blocks of the store that are not on disk now, by reason.", "reason"
+        )
+        for reason in LEFT_OUT_REASONS:
+            self._left_out.labels(reason)
+            self._waiting.labels(reason)
+        self._dropped = self._counter(
+            "blocks_dropped", "Blocks dropped from the disk, by what set the limit.", "reason"
+        )
+        for reason in DROP_REASONS:
+            self._dropped.labels(reason)
+        self._compaction_packs = self._counter("compaction_packs", "Packs that were compacted.")
+        self._compaction_blocks = self._counter(
+            "compaction_blocks", "Blocks that compaction copied."
+        )
+        self._compaction_bytes = self._counter("compaction_bytes", "Bytes that compaction wrote.")
+        self._compaction_failures = self._counter(
+            "compaction_failures", "Failures to relieve the disk, by reason.", "reason"
+        )
+        for reason in SNAPSHOT_FAILURE_REASONS:
+            self._compaction_failures.labels(reason)
+        self._repository_limit = self._gauge(
+            "repository_limit_bytes", "Bytes that the repository may take now."
+        )
+        self._write_left = self._gauge(
+            "write_budget_left_bytes",
+            "Bytes that may be written at once under the daily limit; +Inf without one.",
+        )
 
     def _disk_metrics(self) -> None:
         self._disk_ratio = self._gauge(

@@ -36,11 +36,12 @@ class DailyBudget:
         before have not been made up for. `now` is of any clock that is not set back; where it is
         all the same, nothing is credited until it has caught up.
 
-        A debt is at most two days' worth: a damaged number must not stop writing for good.
+        What is owed beyond a day's limit is forgiven: a damaged number must not stop writing for
+        good.
         """
         burst = bytes_per_day_max * _BURST_SHARE
         bucket = TokenBucket.full(burst / DAY_SECONDS, burst, now)
-        debt = min(max(0, debt_bytes), 3 * burst)
+        debt = min(max(0, debt_bytes), 2 * burst)
         return cls(bytes_per_day_max, replace(bucket, balance=burst - debt))
 
     def charge(self, amount: int, now: float) -> Self:

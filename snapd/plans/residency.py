@@ -17,6 +17,12 @@ from snapd.blocks.table import U32
 
 REJECTED = -1
 """Row of a version that failed verification: known, and not to be written."""
+COLDER = -2
+"""Row of a version that is left out because all that is on disk is hotter."""
+NO_SPACE = -3
+"""Row of a version that waits for space on the disk."""
+WRITE_BUDGET = -4
+"""Row of a version that waits until more bytes may be written."""
 
 
 def follow(rows: I64, old: I64, new: I64) -> I64:
@@ -87,6 +93,12 @@ class Residency:
         """Those of `rows` that no slot holds, int64, in their order."""
         held = self.held_rows()
         return rows[np.isin(rows, held, invert=True)] if len(held) else rows
+
+    def waiting(self, *reasons: int) -> I64:
+        """Slots whose version was left out for one of these reasons (`COLDER`, `NO_SPACE`,
+        `WRITE_BUDGET`), int64, ascending."""
+        waits = np.isin(self.row, reasons) & (self.sequence != 0)
+        return np.flatnonzero(waits).astype(np.int64)
 
     def cold_slots(self) -> I64:
         """Slots of cold blocks with a row, int64, ascending."""

@@ -49,9 +49,8 @@ SMALL_SHARE = 0.125
 SMALL_PACKS_MAX = 256
 """Small packs beyond which they are merged. A flush every few seconds seals a pack each; every one
 costs a restart a read. A block is merged at most as often as 256 small ones fit into each other."""
-_COPY_OVERHEAD_SHARE = 32
-"""A copy's index and pages take at most one part in so many of it, beside a few pages."""
 _COPY_OVERHEAD_BYTES = 32_768
+"""What a new pack takes beside its blocks and what the old one took beside its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +140,20 @@ class SpacePlan:
 
 
 def plan_space(
-    packs: PackSpace, rows: LiveRows, limits: SpaceLimits, *, other_bytes: int, pack_bytes_max: int
+    packs: PackSpace,
+    rows: LiveRows,
+    limits: SpaceLimits,
+    *,
+    other_bytes: int,
+    pack_bytes_max: int,
+    copy_bytes_max: int | None = None,
 ) -> SpacePlan:
     """The order of relief: obsolete packs go first, then older generations, then packs are cleaned,
     and what live blocks take beyond their share is dropped, coldest first, tails of chains before
     their heads.
 
-    `other_bytes` is usage outside of packs. Where nothing else helps (there is no room left for a
+    `other_bytes` is usage outside of packs; `copy_bytes_max` bounds what copies may write, of which
+    half is for cleaning that could wait. Where nothing else helps (there is no room left for a
     single copy), whole packs are let go, those with the least heat for the bytes that they take.
     """
     live = _bytes_by_pack(rows, np.ones(len(rows.pack), np.bool_), len(packs.file_bytes))
@@ -157,8 +163,18 @@ def plan_space(
     after = used - int(packs.file_bytes[obsolete].sum())
     pressed = after > limits.start
     if not pressed:
-        return _unpressed_plan(
-            packs, live, used=used, after=after, limits=limits, pack_bytes_max=pack_bytes_max
+        half = None if copy_bytes_max is None else copy_bytes_max // 2
+        compact = _unpressed(packs, live, limits.start - used, pack_bytes_max)
+        cost = copies(packs, live)
+        compact = _within(cost, compact, half)
+        return SpacePlan(
+            pressed=False,
+            commit=used > limits.start,
+            shrink_retention=False,
+            drop=np.empty(0, np.int64),
+            compact=compact,
+            copy_bytes=int(cost[compact].sum()),
+            used_bytes_after=after + int((cost - packs.file_bytes)[compact].sum()),
         )
     shrink = bool(packs.named.any())
     after -= int(packs.file_bytes[held].sum())
@@ -179,15 +195,16 @@ def plan_space(
         live = _bytes_by_pack(rows, _others(drop, len(rows.pack)), len(live))
         after = other_bytes + int(packs.file_bytes[live > 0].sum())
         freed = used - after
-    copies = _copies(live[compact])
-    after += int(copies.sum() - packs.file_bytes[compact].sum())
+    cost = copies(packs, live)
+    compact = _within(cost, compact, copy_bytes_max)
+    after += int((cost - packs.file_bytes)[compact].sum())
     return SpacePlan(
         pressed=True,
         commit=freed > 0 or len(compact) > 0,
         shrink_retention=shrink,
         drop=drop,
         compact=compact,
-        copy_bytes=int(copies.sum()),
+        copy_bytes=int(cost[compact].sum()),
         used_bytes_after=after,
     )
 
@@ -224,43 +241,32 @@ def admit(heat: F32, stored_bytes: I64, room_bytes: int, curve: HeatCurve) -> Bo
     return result
 
 
-def copy_bytes(live_bytes: int) -> int:
-    """Most that cleaning a pack with so many bytes of live blocks writes."""
-    return int(_copies(np.array([live_bytes], np.int64))[0])
+def copies(packs: PackSpace, live: I64) -> I64:
+    """Most that cleaning each pack writes, int64 [m], if it has these live bytes: its blocks, and
+    an index that is no longer than the old one."""
+    result: I64 = live + (packs.file_bytes - packs.data_bytes) + _COPY_OVERHEAD_BYTES
+    return result
 
 
 # --- inside -----------------------------------------------------------------------------------
 
 
-def _unpressed_plan(
-    packs: PackSpace,
-    live: I64,
-    *,
-    used: int,
-    after: int,
-    limits: SpaceLimits,
-    pack_bytes_max: int,
-) -> SpacePlan:
+def _unpressed(packs: PackSpace, live: I64, room_bytes: int, pack_bytes_max: int) -> I64:
     """Without pressure packs are cleaned that are mostly dead, or small and very many; never so
     that the copies would make the pressure."""
-    room = limits.start - used
-    compact = _to_clean(packs, live, DEAD_SHARE, room)
+    compact = _to_clean(packs, live, DEAD_SHARE, room_bytes)
     small = (live > 0) & (packs.file_bytes <= SMALL_SHARE * pack_bytes_max)
     if int(small.sum()) > SMALL_PACKS_MAX:
         oldest = np.flatnonzero(small)[:SMALL_PACKS_MAX]
-        rest = np.setdiff1d(oldest, compact)
-        both = np.concatenate([compact, rest])
-        compact = both[np.cumsum(_copies(live[both])) <= room]
-    copies = _copies(live[compact])
-    return SpacePlan(
-        pressed=False,
-        commit=used > limits.start,
-        shrink_retention=False,
-        drop=np.empty(0, np.int64),
-        compact=compact,
-        copy_bytes=int(copies.sum()),
-        used_bytes_after=after + int(copies.sum() - packs.file_bytes[compact].sum()),
-    )
+        compact = np.concatenate([compact, np.setdiff1d(oldest, compact)])
+    return _within(copies(packs, live), compact, room_bytes)
+
+
+def _within(cost: I64, compact: I64, bytes_max: int | None) -> I64:
+    """As many of these packs, from the first, as may be copied."""
+    if bytes_max is None:
+        return compact
+    return compact[np.cumsum(cost[compact]) <= bytes_max]
 
 
 def _bytes_by_pack(rows: LiveRows, kept: Bools, packs: int) -> I64:
@@ -284,25 +290,19 @@ def _coldest(rows: LiveRows, excess_bytes: int) -> I64:
     return order[: int(np.searchsorted(total, excess_bytes, side="left")) + 1].astype(np.int64)
 
 
-def _copies(live: I64) -> I64:
-    """Most that cleaning packs with these live bytes writes, each, int64 [n]."""
-    result: I64 = live + live // _COPY_OVERHEAD_SHARE + _COPY_OVERHEAD_BYTES
-    return result
-
-
 def _to_clean(packs: PackSpace, live: I64, dead_share: float, room_bytes: int) -> I64:
     """Packs with more than this share of dead blocks, deadest first, as far as copies fit."""
     dead = packs.data_bytes - live
-    copies = _copies(live)
-    worth = (live > 0) & (dead > dead_share * packs.data_bytes) & (copies < packs.file_bytes)
-    at = np.flatnonzero(worth & (copies <= room_bytes))
+    cost = copies(packs, live)
+    worth = (live > 0) & (dead > dead_share * packs.data_bytes) & (cost < packs.file_bytes)
+    at = np.flatnonzero(worth & (cost <= room_bytes))
     order = at[np.lexsort((at, -dead[at] / np.maximum(packs.data_bytes[at], 1)))]
-    return order[np.cumsum(copies[order]) <= room_bytes].astype(np.int64)
+    return _within(cost, order, room_bytes)
 
 
 def _enough(packs: PackSpace, live: I64, compact: I64, wanted_bytes: int) -> I64:
     """As many of these packs, from the first, as it takes to free so many bytes."""
-    freed = np.cumsum(packs.file_bytes[compact] - _copies(live[compact]))
+    freed = np.cumsum((packs.file_bytes - copies(packs, live))[compact])
     return compact[: int(np.searchsorted(freed, wanted_bytes, side="left")) + 1]
 
 

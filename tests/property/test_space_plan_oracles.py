@@ -16,7 +16,7 @@ from snapd.plans.space import (
     SpaceLimits,
     SpacePlan,
     admit,
-    copy_bytes,
+    copies,
     plan_space,
 )
 
@@ -63,11 +63,11 @@ def check(plan: SpacePlan, packs: PackSpace, rows: LiveRows, limits: SpaceLimits
     for at, (pack, size) in enumerate(zip(rows.pack, rows.stored_bytes, strict=True)):
         live[pack] += 0 if at in dropped else int(size)
     used = int(packs.file_bytes.sum())
-    copies = sum(copy_bytes(live[pack]) for pack in plan.compact.tolist())
-    assert copies == plan.copy_bytes
+    cost = int(copies(packs, np.array(live, np.int64))[plan.compact].sum())
+    assert cost == plan.copy_bytes
     assert all(live[pack] > 0 for pack in plan.compact.tolist()), "nothing to copy"
     if len(plan.compact):
-        assert used + copies <= limits.copies_up_to, "copies without room"
+        assert used + cost <= limits.copies_up_to, "copies without room"
     dead = [1 - live[pack] / int(packs.data_bytes[pack]) for pack in plan.compact.tolist()]
     if plan.pressed:
         assert dead == sorted(dead, reverse=True), "not the deadest first"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
 from contextlib import closing
 from typing import Any
 
@@ -17,14 +19,19 @@ from snapd.blocks.keys import I64, U64
 from snapd.blocks.table import U32
 from snapd.daemon.events import EventsWorker
 from snapd.disk import Disk
+from snapd.disk.metered import MeteredDisk
 from snapd.errors import StoreUnavailableError
+from snapd.flusher.admission import Admission
+from snapd.flusher.budget import Budget, pack_bytes_within
+from snapd.flusher.compactor import Compactor
 from snapd.flusher.flush import Flush, FlushResult
+from snapd.flusher.heat import HeatBook
 from snapd.metrics import Metrics
 from snapd.plans.residency import Residency
-from snapd.repository import CompactionResult, Repository
+from snapd.repository import CompactionResult, ManifestSummary, Repository
 from snapd.segment.view import SegmentView
 from snapd.warmup.load import LoadResult, load_cold
-from snapd.warmup.reconcile import Registrar
+from snapd.warmup.reconcile import Registrar, drop_dead
 from snapd.wire import messages as m
 from snapd.wire.connection import RequestFailedError
 
@@ -57,12 +64,48 @@ class LocalConnection:
 class LocalDaemon:
     """Attach, flush, commit, load: each when told, on the calling thread."""
 
-    def __init__(self, store: LocalStore, disk: Disk) -> None:
+    def __init__(
+        self,
+        store: LocalStore,
+        disk: Disk,
+        *,
+        bytes_max: int = 0,
+        bytes_per_day_max: int = 0,
+        pack_bytes_max: int = 1 << 20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`bytes_max` and `bytes_per_day_max` are the budgets, 0 for none."""
         self.store = store
-        self.repository = Repository.open(disk, pack_bytes_max=1 << 20)
+        meter = MeteredDisk(disk)
+        if bytes_max:
+            pack_bytes_max = pack_bytes_within(pack_bytes_max, bytes_max)
+        self.repository = Repository.open(meter, pack_bytes_max=pack_bytes_max)
         self.recovery = self.repository.recover()
         self.metrics = Metrics()
         self.link = Link()
+        self.budget = Budget(
+            self.repository,
+            bytes_max=bytes_max,
+            bytes_per_day_max=bytes_per_day_max,
+            disk_reserve_bytes=0,
+            pack_bytes_max=pack_bytes_max,
+            bytes_written=lambda: meter.bytes_written,
+            clock=clock,
+        )
+        self.budget.resume(self.recovery.write_debt_bytes)
+        self.admission = Admission(self.repository, self.budget)
+        self.compactor = Compactor(
+            self.repository,
+            self.link,
+            self.budget,
+            pace=lambda _: None,
+            drop_cold=self._drop_cold,
+            request_commit=self._commit_now,
+            observer=self.metrics,
+            stopping=threading.Event(),
+            clock=clock,
+        )
+        self.heat = HeatBook(self.repository.catalog)
         self.events = EventsWorker(self.repository, self.link, self.metrics, threading.Event())
         self.registrar = Registrar(self.repository, self)
         self.session: Session | None = None
@@ -128,14 +171,29 @@ class LocalDaemon:
     def flush(self) -> FlushResult:
         assert self.session is not None
         with closing(self.session.open_source()) as source:
-            flush = Flush(self.session, source, self.repository, lambda _: None, looks=self._looks)
+            flush = Flush(
+                self.session,
+                source,
+                self.repository,
+                lambda _: None,
+                self.admission,
+                looks=self._looks,
+            )
             result = flush.run()
         self._looks = flush.looks
         return result
 
-    def commit(self) -> None:
+    def commit(self) -> ManifestSummary:
         assert self.session is not None
-        self.repository.commit(prune=self.session.settled.is_set())
+        with closing(self.session.open_source()) as source:
+            self.heat.update(self.session, source)
+            summary = self.repository.commit(
+                prune=self.session.settled.is_set(),
+                retain=1 if self.budget.pressed else None,
+                write_debt_bytes=self.budget.write_debt(),
+            )
+            self.admission.committed(self.session, source)
+        return summary
 
     def compact(self, *, leave: Collection[int] = ()) -> CompactionResult:
         """Copy what lives in all packs but those at these positions."""
@@ -167,6 +225,15 @@ class LocalDaemon:
             self._attached.view.close()
             self._attached = None
         self.repository.close()
+
+    def _drop_cold(self, session: Session) -> None:
+        with closing(session.open_sink()) as sink:
+            drop_dead(session, sink, self.repository)
+
+    def _commit_now(self) -> Future[Mapping[str, Any]]:
+        future: Future[Mapping[str, Any]] = Future()
+        future.set_result({"generation": self.commit().generation})
+        return future
 
     def _hello(self, connection: LocalConnection) -> tuple[m.HelloReply, int]:
         hello = connection.call(m.Hello(m.PROTOCOL_VERSION, "daemon", "test"), m.HelloReply)

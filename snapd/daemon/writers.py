@@ -1,0 +1,64 @@
+"""`Writers`: the workers that write to the disk, wired to one budget."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+from snapd.attach.session import Link, Session
+from snapd.config import Settings
+from snapd.disk.metered import MeteredDisk
+from snapd.flusher import Budget, Compactor, Flusher
+from snapd.metrics import Metrics
+from snapd.repository import Repository
+from snapd.warmup.reconcile import drop_dead
+
+
+@dataclass(frozen=True, slots=True)
+class Writers:
+    """The flusher and the compactor; the budget decides between them."""
+
+    budget: Budget
+    flusher: Flusher
+    compactor: Compactor
+
+    @classmethod
+    def build(
+        cls,
+        settings: Settings,
+        repository: Repository,
+        link: Link,
+        *,
+        meter: MeteredDisk,
+        pace: Callable[[int], None],
+        metrics: Metrics,
+        stopping: threading.Event,
+    ) -> Writers:
+        """All three, not started; `meter` is the repository's disk."""
+        budget = Budget(
+            repository,
+            bytes_max=settings.repository_bytes_max,
+            bytes_per_day_max=settings.write_bytes_per_day_max,
+            disk_reserve_bytes=settings.disk_reserve_bytes,
+            pack_bytes_max=settings.pack_bytes_max,
+            bytes_written=lambda: meter.bytes_written,
+        )
+        flusher = Flusher(repository, link, settings, pace=pace, observer=metrics, budget=budget)
+
+        def drop_cold(session: Session) -> None:
+            with closing(session.open_sink()) as sink:
+                drop_dead(session, sink, repository)
+
+        compactor = Compactor(
+            repository,
+            link,
+            budget,
+            pace=pace,
+            drop_cold=drop_cold,
+            request_commit=flusher.request_commit,
+            observer=metrics,
+            stopping=stopping,
+        )
+        return cls(budget, flusher, compactor)
