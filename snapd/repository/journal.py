@@ -43,14 +43,17 @@ from snapd.repository.names import (
     parse_journal,
 )
 
-FILE_BYTES_MAX = 1 << 30
-"""Longest file that is read. None comes near it: see `_FILE_BYTES` and `_SYNC_BYTES`."""
+FILE_BYTES_MAX = 1 << 28
+"""So much of a file is read. None of ours comes near it: see `_FILE_BYTES` and `_SYNC_BYTES`."""
 _FILE_BYTES = 32 * 2**20
 """Length at which a file is left for the next one."""
 _SYNC_BYTES = 8 * 2**20
 """Records are written and synced together up to this many bytes and one record more."""
 
 _SECTOR_BYTES = 512
+
+_TRIES = 3
+"""How often a file is tried that the medium does not give."""
 
 Record = Callable[[RecordPlace, bytes], bytes]
 """Encodes a record, given its place and the repository's id."""
@@ -293,7 +296,8 @@ class _FileScan:
 
 def scan_journal(disk: Disk, repository_id: bytes) -> JournalScan:
     """Read every journal file. Damage costs the damaged records, never the others, because removed
-    must stay removed. Raises DiskError only if the directory cannot be listed."""
+    must stay removed. Raises DiskError if the directory cannot be listed, and if a file cannot be
+    read for a reason that passes, such as too many open files: what it removed would be back."""
     scan = JournalScan()
     removals: list[Removals] = []
     findings: list[str] = []
@@ -304,9 +308,11 @@ def scan_journal(disk: Disk, repository_id: bytes) -> JournalScan:
     scan.taken = frozenset(sequence for sequence in names if sequence is not None)
     for sequence in sorted(scan.taken):
         try:
-            found = _read_file(disk, sequence, repository_id)
+            found = _read_patiently(disk, sequence, repository_id)
         except (DiskError, NewerFormatError) as error:
-            if isinstance(error, DiskError) and error.errno in DAMAGE_ERRNOS:
+            if isinstance(error, DiskError):
+                if error.errno not in DAMAGE_ERRNOS:
+                    raise
                 scan.unreadable |= {sequence}
             findings.append(_told(sequence, str(error)))
             keep.add(sequence)
@@ -340,13 +346,24 @@ def _told(sequence: int, problem: str) -> str:
     return problem if name in problem else f"{name}: {problem}"
 
 
+def _read_patiently(disk: Disk, sequence: int, repository_id: bytes) -> _FileScan:
+    """`_read_file`, tried again where the medium failed: only what it never gives is lost."""
+    for _ in range(_TRIES - 1):
+        try:
+            return _read_file(disk, sequence, repository_id)
+        except DiskError as error:
+            if error.errno not in DAMAGE_ERRNOS:
+                raise
+    return _read_file(disk, sequence, repository_id)
+
+
 def _read_file(disk: Disk, sequence: int, repository_id: bytes) -> _FileScan:
     """The records of a file, and what is wrong with it. Raises DiskError or NewerFormatError."""
     with opened(disk, journal_name(sequence)) as file:
         raw = bytearray(min(file.size(), FILE_BYTES_MAX))
-        del raw[file.read([raw], 0) :]
+        unreadable = _read_what_can_be(file, raw)
     # Records are bound to the repository by their seed, so a bad header is no reason to lose them.
-    contents = decode_records(bytes(raw[PAGE_BYTES:]), repository_id)
+    contents = decode_records(memoryview(raw)[PAGE_BYTES:], repository_id)
     problem = ""
     header: FileHeader | None = None
     try:
@@ -363,8 +380,31 @@ def _read_file(disk: Disk, sequence: int, repository_id: bytes) -> _FileScan:
         confirmed=header is not None
         and (header.repository_id, header.sequence) == (repository_id, sequence),
         foreign=header is not None and header.repository_id != repository_id,
-        problem="; ".join(filter(None, [problem, _damage(contents)])),
+        problem="; ".join(filter(None, [unreadable, problem, _damage(contents)])),
     )
+
+
+def _read_what_can_be(file: DiskFile, raw: bytearray) -> str:
+    """Fill `raw` from a file. Where that fails, page by page: each batch is there twice, so a page
+    that the medium gives no more is left as zeros, and the sentence that is returned says so.
+    Raises DiskError if no page can be read, or for a reason that is not the medium's."""
+    try:
+        del raw[file.read([raw], 0) :]
+        return ""
+    except DiskError as error:
+        if error.errno not in DAMAGE_ERRNOS:
+            raise
+        failed = error
+    starts = range(0, len(raw), PAGE_BYTES)
+    bad = 0
+    for start in starts:
+        try:
+            file.read([memoryview(raw)[start : start + PAGE_BYTES]], start)
+        except DiskError:
+            bad += 1
+    if bad == len(starts):
+        raise failed
+    return f"{bad} pages cannot be read" if bad else ""
 
 
 _RECORDS_STAY = "its records count as far as they are of this repository"
