@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from fault_ledger import FaultClass, case
 from repository_kit import append, blank, content, contents_of, put, remove
 
 from snapd.blocks import Codec, KeyColumn, hash_keys
@@ -275,10 +276,11 @@ def test_a_bad_block_is_counted_and_kept_for_a_look_and_never_copied() -> None:
         data = bytearray(disk.contents(f"packs/{name}"))
         data[int(repository.catalog.column("pack_offset", rows[1:2])[0]) + 17] ^= 1
         disk.replace_contents(f"packs/{name}", bytes(data))
-        result = repository.compact([1])
-        assert (result.copied, result.rejected, result.died) == (2, 1, 0)
-        assert len(disk.list("quarantine")) == 1
-        assert contents_of(repository) == values(1, "a", "c")
+        with case(FaultClass.DISK_LIES, "compaction/a flipped bit in a block that is copied"):
+            result = repository.compact([1])
+            assert (result.copied, result.rejected, result.died) == (2, 1, 0)
+            assert len(disk.list("quarantine")) == 1
+            assert contents_of(repository) == values(1, "a", "c")
         repository.commit()
     assert after(disk, "recover") == values(1, "a", "c")
 
@@ -290,11 +292,12 @@ def test_a_disk_that_fails_costs_no_block_and_the_next_try_works(kind: str) -> N
     with opened(disk) as repository:
         put(repository, right, sequence=1)
         disk.fail_kind(kind, 0, errno.ENOSPC if kind in {"create", "write"} else errno.EIO)
-        with pytest.raises(DiskError):
-            repository.compact([1])
-        disk.fault = None
-        assert contents_of(repository) == right
-        assert repository.compact([1]).copied == 3
+        with case(FaultClass.DISK_REFUSES, f"compaction/the first {kind} fails, then again"):
+            with pytest.raises(DiskError):
+                repository.compact([1])
+            disk.fault = None
+            assert contents_of(repository) == right
+            assert repository.compact([1]).copied == 3
         repository.commit()
         assert contents_of(repository) == right
     assert after(disk, "rebuild") == right
