@@ -42,7 +42,7 @@ def purge(
     Blocks disclose prompts. The keys are removed, durably, and every file that holds their bytes is
     deleted: packs (what else is in them is copied first), the snapshots that name those, copies in
     the quarantine and files that were moved aside. Names of keys may stay in records that say that
-    they are gone.
+    they are gone, and the store's memory holds the bytes until it is used again or ends.
 
     Exits with 5 if files could not be deleted yet, such as while a `verify` reads them: the keys
     are removed then, and another purge deletes the rest. While the daemon is stopped it is refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -189,8 +190,7 @@ class Journal:
 
     def delete(self, through: int, keep: frozenset[int]) -> int:
         """Delete files up to `through` but those in `keep`; returns how many. Raises DiskError."""
-        found = {parse_journal(name) for name in self._disk.list(JOURNAL)}
-        return self._delete({one for one in found if one is not None and one <= through} - keep)
+        return self._delete({one for one in _numbers(self._disk) if one <= through} - keep)
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -304,8 +304,7 @@ def scan_journal(disk: Disk, repository_id: bytes) -> JournalScan:
     newer: list[str] = []
     keep: set[int] = set()
     damaged: set[int] = set()
-    names = (parse_journal(name) for name in disk.list(JOURNAL))
-    scan.taken = frozenset(sequence for sequence in names if sequence is not None)
+    scan.taken = _numbers(disk)
     for sequence in sorted(scan.taken):
         try:
             found = _read_patiently(disk, sequence, repository_id)
@@ -340,6 +339,11 @@ def scan_journal(disk: Disk, repository_id: bytes) -> JournalScan:
     return scan
 
 
+def _numbers(disk: Disk) -> frozenset[int]:
+    found = (parse_journal(name) for name in disk.list(JOURNAL))
+    return frozenset(sequence for sequence in found if sequence is not None)
+
+
 def _told(sequence: int, problem: str) -> str:
     """The sentence about a file; it names the file once."""
     name = journal_name(sequence)
@@ -352,6 +356,9 @@ def _read_patiently(disk: Disk, sequence: int, repository_id: bytes) -> _FileSca
         try:
             return _read_file(disk, sequence, repository_id)
         except DiskError as error:
+            if error.errno == errno.ENOENT and sequence not in _numbers(disk):
+                # A writer has just started: it wrote again what it read, and deleted the file.
+                return _FileScan(JournalContents(), confirmed=False, foreign=False, problem="")
             if error.errno not in DAMAGE_ERRNOS:
                 raise
     return _read_file(disk, sequence, repository_id)

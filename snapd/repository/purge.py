@@ -127,10 +127,11 @@ class Purge:
                 repository.commit(prune=False)
             pruned = self._prune()
             result.generations_deleted += pruned.manifests
-            result.packs_deleted += pruned.packs
             left = {pack.sequence for pack in targets} & {
                 one.sequence for one in repository.packs()
             }
+            # By whom does not matter: the commit of another may have come first.
+            result.packs_deleted += len(targets) - len(left)
             result.blocked = pruned.blocked or (
                 f"{len(left)} packs hold blocks that could not be copied" if left else ""
             )

@@ -7,10 +7,12 @@ import random
 import shutil
 import tempfile
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from repository_kit import content
@@ -78,6 +80,14 @@ class RepositoryLives(RuleBasedStateMachine):
             if pack.sequence in chosen:
                 assert not self.model.open.catalog.is_live(pack.rows).any(), "a block stayed behind"
 
+    @rule(prefix=st.sampled_from([KEYS[0], KEYS[5], b"key-"]))
+    def purge(self, prefix: bytes) -> None:
+        result = self.model.purge(prefix)
+        assert result.blocked == ""
+        for pack in self.model.open.packs():
+            rows = np.arange(pack.rows.start, pack.rows.stop)
+            assert not self.model.open.catalog.take(rows).keys.starts_with(prefix).any()
+
     @rule()
     def restart(self) -> None:
         self.model.open.close()
@@ -132,6 +142,7 @@ class SimulatedLives(RepositoryLives):
 
     def _any_of(self, what: st.DataObject) -> None:
         rules: list[Any] = [self.commit, self.remove_all, self.model.compact]
+        rules += [partial(self.model.purge, prefix) for prefix in (KEYS[0], b"key-")]
         keyed: list[Any] = [self.put, self.put_some_that_moved, self.remove]
         chosen = what.draw(st.sampled_from([*rules, *keyed]))
         if chosen in keyed:

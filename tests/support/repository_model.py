@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 import xxhash
-from repository_kit import aligned, contents_of, table_of
+from repository_kit import aligned, blank, contents_of, table_of
 
 from snapd.blocks import BlockTable, KeyColumn, hash_keys
 from snapd.blocks.keys import I64
@@ -17,10 +18,19 @@ from snapd.disk import Disk
 from snapd.disk.simulated import SimulatedDisk
 from snapd.errors import SnapdError
 from snapd.formats.removals import Removals
-from snapd.repository import CompactionResult, PackWriter, Recovery, Repository
+from snapd.repository import CompactionResult, PackWriter, Purge, PurgeResult, Recovery, Repository
 
 Version = tuple[int, int, int]
 """Epoch, ordinal of the incarnation, sequence: see decision 0001."""
+
+
+class Trust(Enum):
+    """What is expected of the disk, and so of the repository."""
+
+    FULL = "what is synced stays"
+    LOSSES = "bytes go bad: keys may be missing, none is wrong, none is back"
+    NONE = "what was synced may never have been: keys hold bytes that they held once"
+
 
 _NEVER: Version = (-1, 0, 0)
 
@@ -61,6 +71,7 @@ class ModelledRepository:
         self.epoch = self.epoch_wanted = 0
         self.generation = 0
         self.seconds = 1_000.0
+        self.trust = Trust.FULL
         self.repository: Repository | None = None
 
     # --- life ---------------------------------------------------------------------------------
@@ -120,6 +131,7 @@ class ModelledRepository:
         other.sequence, other.segment, other.ordinal = self.sequence, self.segment, self.ordinal
         other.epoch, other.epoch_wanted = self.epoch, self.epoch_wanted
         other.generation, other.seconds = self.generation, self.seconds
+        other.trust = self.trust
         return other
 
     def digest(self) -> bytes:
@@ -168,7 +180,8 @@ class ModelledRepository:
         self._may_become(pack.version, pack.kept)
         with self.step("flush"):
             rows = pack.writer.seal()
-        assert [row >= 0 for row in rows.tolist()] == [key in pack.kept for key in pack.keys]
+        are_live = [row >= 0 for row in rows.tolist()]
+        assert are_live == [key in pack.kept for key in pack.keys]
         self._did_become(pack.version, pack.kept)
 
     def remove(self, keys: Iterable[bytes]) -> None:
@@ -195,7 +208,8 @@ class ModelledRepository:
         rows = self.rows_of(known)
         for key in known:
             self.evicted[key] = self.certain.pop(key)
-        assert self.open.catalog.set_live(rows, False).all()
+        evicted = self.open.catalog.set_live(rows, False)
+        assert evicted.all() or self.trust is not Trust.FULL
 
     def revive(self, keys: Iterable[bytes]) -> None:
         """The same bytes came back before anything was forgotten: evicted keys live again."""
@@ -219,6 +233,20 @@ class ModelledRepository:
         chosen = [pack.sequence for pack in self.open.packs()] if packs is None else list(packs)
         with self.step("compaction"):
             return self.open.compact(chosen)
+
+    def purge(self, prefix: bytes) -> PurgeResult:
+        """Remove what begins so, and delete what holds its bytes."""
+        self.sequence += 1
+        version = self._version()
+        gone = dict.fromkeys(key for key in self.keys() if key.startswith(prefix))
+        self._may_become(version, gone)
+        with self.step("purge"):
+            purge = Purge(self.open, prefix, self.open.compact, pin_seconds=0)
+            purge.remove(self.open.catalog.rows_end)
+            # Evicted blocks are gone from here on, others were removed.
+            result = purge.erase()
+        self._did_become(version, gone)
+        return result
 
     def rows_of(self, keys: list[bytes]) -> I64:
         """Catalog rows of keys."""
@@ -249,11 +277,18 @@ class ModelledRepository:
         `lossy`: it has counted a loss, so that keys may be missing. They may come back as evicted
         ones may, with what they held.
         """
+        if self.trust is Trust.NONE:
+            self._check_that_nothing_is_made_up()
+            return
         assert self.open.epoch in {self.epoch, self.epoch_wanted}
         if self.open.epoch > self.epoch:
             self._did_begin_epoch()
         self.epoch_wanted = self.epoch
-        self.settle(contents_of(self.open), lossy=lossy)
+        if self.trust is Trust.LOSSES:
+            lossy = True
+            self.settle(self.readable()[0], lossy=True)
+        else:
+            self.settle(contents_of(self.open), lossy=lossy)
         if not lossy:
             assert self.open.generation >= self.generation, "a committed generation is gone"
         self.generation = max(self.generation, self.open.generation)
@@ -268,7 +303,27 @@ class ModelledRepository:
             self._learn(key, found.get(key))
         self.undecided = {}
 
+    def readable(self) -> tuple[dict[bytes, bytes], int]:
+        """Every live block that reads back whole, and how many do not; those are rejected."""
+        rows = self.open.catalog.live_rows()
+        table = self.open.catalog.take(rows)
+        buffers = [blank(size) for size in table.size.tolist()]
+        good = self.open.read(rows, buffers)
+        self.open.reject(rows[~good])
+        found = zip(table.keys.to_list(), table.size.tolist(), buffers, good.tolist(), strict=True)
+        whole = {key: bytes(buffer[:size]) for key, size, buffer, is_good in found if is_good}
+        return whole, int((~good).sum())
+
     # --- inside -------------------------------------------------------------------------------
+
+    def _check_that_nothing_is_made_up(self) -> None:
+        """The disk lied about what is durable: what is there may be old, but never wrong."""
+        found, _ = self.readable()
+        for key, value in found.items():
+            assert value in self.ever.get(key, ()), f"{key!r} never held this"
+        self.certain, self.evicted, self.undecided, self.newest = found, {}, {}, {}
+        self.epoch = self.epoch_wanted = self.open.epoch
+        self.generation = 0
 
     def _learn(self, key: bytes, value: bytes | None) -> None:
         """A key holds this after all."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from repository_kit import append, contents_of, put, remove
 
 from snapd.disk.posix import PosixDisk
-from snapd.disk.simulated import SimulatedDisk
+from snapd.disk.simulated import Operation, SimulatedDisk
 from snapd.formats.sealed import PAGE_BYTES
 from snapd.repository import Repository, Sample
 from snapd.repository.quarantine import QUARANTINE_BYTES_MAX, QUARANTINE_FILES_MAX
@@ -83,6 +83,29 @@ def test_a_pack_that_only_an_older_snapshot_names_is_missed() -> None:
         assert [one.file for one in repository.verify(all_blocks=True).findings] == [name]
         assert repository.verify().findings == []
         assert [one.file for one in repository.verify(1).findings] == [name]
+
+
+def test_a_journal_file_that_goes_while_it_is_looked_for_is_no_finding() -> None:
+    """A writer that starts writes again what it read, and deletes the old files."""
+    disk = SimulatedDisk()
+    lay(disk)
+    name = f"journal/{disk.list('journal')[-1]}"
+    with Repository.open(disk, read_only=True) as repository:
+
+        def vanish(operation: Operation) -> int:
+            if operation.kind == "open" and operation.name == name and name[8:] in names(disk):
+                disk.fault = None
+                disk.remove(name)
+            return 0
+
+        disk.fault = vanish
+        found = repository.verify()
+        assert name[8:] not in names(disk)
+        assert found.findings == []
+
+
+def names(disk: SimulatedDisk) -> list[str]:
+    return list(disk.list("journal"))
 
 
 def test_reading_changes_nothing_on_the_disk() -> None:
