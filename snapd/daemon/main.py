@@ -26,6 +26,7 @@ from snapd.daemon.pacer import Pacer
 from snapd.daemon.state import DaemonState
 from snapd.daemon.supervise import StoreSupervisor, store_socket
 from snapd.daemon.upkeep import Upkeep
+from snapd.daemon.waiting import wait_for_disk
 from snapd.daemon.workers import Workers
 from snapd.daemon.writers import Writers
 from snapd.disk.metered import MeteredDisk
@@ -68,10 +69,32 @@ def run_daemon(settings: Settings, with_store: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _setter(stopping))
     _make_runtime_directory(settings.runtime_dir)
+    try:
+        opened = wait_for_disk(
+            partial(_open_repository, settings), settings, stopping, with_store=with_store
+        )
+    except NewerFormatError:
+        if with_store:
+            store = StoreSupervisor(settings)
+            store.start()
+            store.leave()
+        raise
+    if opened is None:
+        return 1
+    disk, meter, repository = opened
+    try:
+        daemon = Daemon(settings, repository, meter, stopping)
+        return daemon.run(with_store=with_store)
+    finally:
+        repository.close()
+        disk.close()
+
+
+def _open_repository(settings: Settings) -> tuple[PosixDisk, MeteredDisk, Repository]:
     with _naming_the_setting(settings.persistent_path):
         disk = PosixDisk(settings.persistent_path, create=True)
-        meter = MeteredDisk(disk)
         try:
+            meter = MeteredDisk(disk)
             repository = Repository.open(
                 meter,
                 retain=settings.retain,
@@ -81,18 +104,10 @@ def run_daemon(settings: Settings, with_store: bool) -> int:
                     settings.repository_bytes_max or disk.usage().capacity_bytes,
                 ),
             )
-        except NewerFormatError:
-            if with_store:
-                store = StoreSupervisor(settings)
-                store.start()
-                store.leave()
+        except BaseException:
+            disk.close()
             raise
-    try:
-        daemon = Daemon(settings, repository, meter, stopping)
-        return daemon.run(with_store=with_store)
-    finally:
-        repository.close()
-        disk.close()
+        return disk, meter, repository
 
 
 @contextmanager
