@@ -99,7 +99,8 @@ class Purge:
         """
         catalog = self._repository.catalog
         for pack in self._repository.packs():
-            rows = np.arange(pack.rows.start, min(pack.rows.stop, rows_end))
+            # Compaction may have moved some of them behind `rows_end` since.
+            rows = catalog.newest_copies(np.arange(pack.rows.start, min(pack.rows.stop, rows_end)))
             blocks = catalog.take(rows)
             mask = blocks.keys.starts_with(self._prefix)
             # Of the others it is said already, and said again before who says it goes.

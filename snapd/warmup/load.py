@@ -12,7 +12,6 @@ from snapd.attach.session import Session
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.blocks.table import U32
 from snapd.errors import DiskError
-from snapd.plans.residency import REJECTED
 from snapd.repository import Catalog, Repository, RowState
 from snapd.wire.codes import ReturnCode
 
@@ -76,7 +75,7 @@ def load_cold(
     residency, catalog = session.residency, repository.catalog
     with residency.lock:
         # Slots go over to a copy in the step that makes it.
-        rows = np.where((held := residency.rows_of(slots, sequences)) != REJECTED, held, rows)
+        rows = np.where((held := residency.rows_of(slots, sequences)) >= 0, held, rows)
         sizes = catalog.column("size", rows)
     fill = sink.reserve(slots, sequences, sizes, demand=demand)
     given = np.flatnonzero(fill.codes == ReturnCode.OK)
@@ -127,10 +126,10 @@ def _newest(
     to be where they were read, bool [n]. The caller holds the residency's lock."""
     slots, sequences, _ = wanted
     held = session.residency.rows_of(slots, sequences)
-    newest = np.where(held != REJECTED, held, rows)
+    newest = np.where(held >= 0, held, rows)
     stale = np.flatnonzero(~catalog.is_live(newest))
     newest[stale] = catalog.newest_copies(newest[stale])
     known = newest == rows
     # Of a row without a slot that is gone from memory, not even the key is known any more.
-    known[stale] &= (held[stale] != REJECTED) | (catalog.column("size", rows[stale]) > 0)
+    known[stale] &= (held[stale] >= 0) | (catalog.column("size", rows[stale]) > 0)
     return newest, known

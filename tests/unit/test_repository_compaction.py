@@ -15,7 +15,7 @@ from snapd.blocks import Codec, KeyColumn, hash_keys
 from snapd.blocks.keys import I64
 from snapd.disk.simulated import SimulatedDisk
 from snapd.errors import DiskError
-from snapd.repository import Moved, Repository, RowState
+from snapd.repository import Moved, Purge, Repository, RowState
 
 SEED = 11_031
 SIZE = 6000
@@ -263,6 +263,19 @@ def test_a_read_follows_a_block_whose_pack_is_gone() -> None:
         repository.catalog.shrink(rows_min=1)
         assert (repository.catalog.state_of(old) == RowState.LOST).all()
         assert not repository.read(old, buffers).any(), "a row that is gone is nobody's"
+
+
+def test_a_purge_reaches_blocks_that_moved_while_it_went_on() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        put(repository, values(1, "secret-a", "b"), sequence=1)
+        rows_end = repository.catalog.rows_end
+        repository.compact([1])
+        purge = Purge(repository, b"secret", repository.compact)
+        purge.remove(rows_end)
+        assert contents_of(repository) == values(1, "b")
+        assert purge.erase().keys == 1
+    assert after(disk, "rebuild") == values(1, "b")
 
 
 # --- damage and failures --------------------------------------------------------------------------
