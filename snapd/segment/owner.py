@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import secrets
@@ -273,9 +274,12 @@ def _open_locked(path: str) -> int:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             descriptor = os.open(path, flags, 0o600)
         except OSError as error:
-            raise SegmentError(
-                f"cannot open segment {path}: {error.strerror}; check segment_path"
-            ) from error
+            why = (
+                f"segment {path} is not a regular file: set another segment_path"
+                if error.errno == errno.ELOOP
+                else f"cannot open segment {path}: {error.strerror}; check segment_path"
+            )
+            raise SegmentError(why) from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             # A failed start removes its segment, and a device must not be removed.
             os.close(descriptor)

@@ -258,7 +258,7 @@ def test_too_little_shared_memory_is_an_error_with_a_way_out(
     ("variable", "value", "code"),
     [
         ("SNAPD_SEGMENT_PATH", "/dev/shm/no/such/directory", 1),
-        ("SNAPD_RUNTIME_DIR", "/dev/null/x", 1),
+        ("SNAPD_RUNTIME_DIR", "/dev/null/x", 2),
         ("SNAPD_SEGMENT_BLOCKS_MAX", "many", 2),
         ("MOONCAKE_GLOBAL_SEGMENT_SIZE", "0", 2),
     ],

@@ -351,6 +351,8 @@ class StoreProcess:
         self.path = path
         self.socket = str(runtime_dir / "store.sock")
         self.event_log = runtime_dir / "events.log"
+        self.errors = runtime_dir / "errors.log"
+        """What this life wrote to stderr: a file, because a full pipe would stop the store."""
         self.environment = os.environ | {
             "SNAPD_RUNTIME_DIR": str(runtime_dir),
             "SNAPD_SEGMENT_PATH": path,
@@ -358,15 +360,15 @@ class StoreProcess:
             "SNAPD_SEGMENT_BLOCKS_MAX": "2048",
             **environment,
         }
-        self.process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, wait: bool = True) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "snapd.store", str(self.event_log)],
-            env=self.environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with self.errors.open("wb") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "snapd.store", str(self.event_log)],
+                env=self.environment,
+                stderr=stream,
+            )
         if wait:
             self.connect().close()
 
@@ -390,10 +392,9 @@ class StoreProcess:
     def wait(self) -> tuple[int, str]:
         """Exit code and what it wrote to stderr."""
         assert self.process is not None
-        errors = self.process.communicate(timeout=20)[1]
-        code = self.process.returncode
+        code = self.process.wait(timeout=20)
         self.process = None
-        return code, errors
+        return code, self.errors.read_text(errors="replace")
 
     def kill(self) -> None:
         if self.process is not None:
