@@ -24,8 +24,11 @@ import atheris
 
 SUPPORT = Path(__file__).resolve().parent.parent / "support"
 
-BLIND_SHARE = 0.25
+BLIND_SHARE = 0.2
 """Inputs that libFuzzer's own mutators make, checksums be damned."""
+FRESH_SHARE = 0.6
+"""Of the others, those that are made from a seed. What reached something new is most often refused
+by now, and a change to it is, too; what is accepted must stay in reach."""
 
 
 def main() -> None:
@@ -35,12 +38,14 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     with atheris.instrument_imports(include=["snapd"]):
         target = importlib.import_module(f"fuzz_{decoder}")
+    seeds: list[bytes] = target.seeds()
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         rng = random.Random(seed)
         if rng.random() >= BLIND_SHARE:
             try:
-                changed: bytes = target.mutate(bytes(data), rng)
+                base = rng.choice(seeds) if rng.random() < FRESH_SHARE else bytes(data)
+                changed: bytes = target.mutate(base, rng)
             except Exception:  # noqa: BLE001 - input that does not parse has no structure
                 pass
             else:
