@@ -125,6 +125,7 @@ def prepare(disk: Disk) -> tuple[bytes, list[str]]:
     return identity, moved
 
 
+_TRIES = 3
 DAMAGE_ERRNOS = frozenset(
     {errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO}
 )
@@ -133,16 +134,21 @@ Others, such as EMFILE or ENOMEM, say something about us."""
 
 
 def is_damaged(read: Callable[[], object]) -> bool:
-    """Whether what `read` reads is damaged for certain: not just newer, gone or unreachable."""
-    try:
-        read()
-    except CorruptError:
-        return True
-    except DiskError as error:
-        return error.errno in DAMAGE_ERRNOS
-    except NewerFormatError:
-        return False
-    return False
+    """Whether what `read` reads is damaged for certain: not just newer, gone or unreachable, and
+    not given by the medium at the first try only."""
+    for _ in range(_TRIES):
+        try:
+            read()
+        except CorruptError:
+            continue
+        except DiskError as error:
+            if error.errno not in DAMAGE_ERRNOS:
+                return False
+        except NewerFormatError:
+            return False
+        else:
+            return False
+    return True
 
 
 def told(name: str, error: SnapdError) -> str:

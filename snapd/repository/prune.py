@@ -219,11 +219,13 @@ class Pruner:
         return "", released
 
     def _damaged(self, state: RepositoryState) -> list[str]:
-        """Names of manifests, packs and journal files that are damaged now."""
+        """Names of manifests, packs and journal files that are damaged now. Not the manifest that
+        recovery read or the last commit wrote: that one was seen whole, so it is the last of all to
+        be moved, and the next commit puts another in its place."""
         found = []
         for name in self._disk.list(MANIFESTS):
             generation = parse_manifest(name)
-            if generation is not None and is_damaged(
+            if generation not in {None, state.generation} and is_damaged(
                 partial(read_manifest, self._disk, state.repository_id, generation)
             ):
                 found.append(manifest_name(generation))

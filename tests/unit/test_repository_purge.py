@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 
 import numpy as np
@@ -10,6 +11,7 @@ from fault_ledger import FaultClass, case
 from repository_kit import contents_of, put, remove
 
 from snapd.disk.simulated import SimulatedCrash, SimulatedDisk
+from snapd.errors import SnapdError
 from snapd.formats.sealed import PAGE_BYTES
 from snapd.repository import Purge, PurgeResult, Repository
 from snapd.repository.prune import PINNED
@@ -246,6 +248,44 @@ def test_a_power_cut_in_a_purge_brings_nothing_back(prefix: bytes) -> None:
 @pytest.mark.parametrize("prefix", [b"user-7/", b""])
 def test_a_power_cut_anywhere_in_a_purge_brings_nothing_back(prefix: bytes) -> None:
     assert cut_power(prefix, 1) > 40
+
+
+def fail_once(prefix: bytes, number: int) -> bool:
+    """EIO at this operation of a purge, once; whether there is such an operation."""
+    disk = SimulatedDisk(seed=number)
+    kept = lay(disk)
+    if not prefix:
+        kept = {}
+    with opened(disk) as repository:
+        purge = Purge(repository, prefix, repository.compact)
+        if prefix:
+            purge.remove(repository.catalog.rows_end)
+        else:
+            repository.journal(epoch=repository.epoch + 1)
+        before = repository.generation
+        target = len(disk.operations) + number
+        disk.fail(target, errno.EIO)
+        with suppress(SnapdError):
+            purge.erase()
+        hit = len(disk.operations) > target
+        disk.fault = None
+        asides = [name for name in disk.list("") if name.startswith("aside-")]
+        assert not [name for one in asides for name in disk.list(one) if "manifest" in name]
+        assert contents_of(repository) == kept
+    with opened(disk) as repository:
+        assert repository.generation >= before
+        assert contents_of(repository) == kept
+    return hit
+
+
+@pytest.mark.parametrize("prefix", [b"user-7/", b""])
+def test_one_failure_in_a_purge_moves_no_good_snapshot_aside(prefix: bytes) -> None:
+    number, hit = 0, True
+    while hit:
+        with case(FaultClass.DISK_REFUSES, f"purge of {prefix!r}: EIO once, operation {number}"):
+            hit = fail_once(prefix, number)
+        number += 3
+    assert number > 40
 
 
 def test_prefixes_compare_bytes() -> None:
