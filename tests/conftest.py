@@ -26,6 +26,7 @@ settings.register_profile(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests that take minutes")
+    parser.addoption("--fault", default="", help="repeat exactly this simulated fault")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,9 +42,16 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--long"):
-        return
-    long = [item for item in items if item.get_closest_marker("long")]
-    if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
+    repeats = bool(config.getoption("--fault"))
+    with_long = repeats or config.getoption("--long")
+
+    def is_out(item: pytest.Item) -> bool:
+        # What repeats one fault runs when a fault was named, and nothing else does.
+        is_repetition = "repeated_fault" in getattr(item, "fixturenames", ())
+        is_long = item.get_closest_marker("long") is not None
+        return is_repetition != repeats or (is_long and not with_long)
+
+    out = [item for item in items if is_out(item)]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]

@@ -10,7 +10,7 @@ from enum import Enum
 
 import numpy as np
 import xxhash
-from repository_kit import aligned, blank, contents_of, table_of
+from repository_kit import aligned, blank, table_of
 
 from snapd.blocks import BlockTable, KeyColumn, hash_keys
 from snapd.blocks.keys import I64
@@ -284,11 +284,10 @@ class ModelledRepository:
         if self.open.epoch > self.epoch:
             self._did_begin_epoch()
         self.epoch_wanted = self.epoch
-        if self.trust is Trust.LOSSES:
-            lossy = True
-            self.settle(self.readable()[0], lossy=True)
-        else:
-            self.settle(contents_of(self.open), lossy=lossy)
+        found, bad = self.readable()
+        lossy = lossy or self.trust is not Trust.FULL
+        assert lossy or not bad, f"{bad} live blocks cannot be read"
+        self.settle(found, lossy=lossy)
         if not lossy:
             assert self.open.generation >= self.generation, "a committed generation is gone"
         self.generation = max(self.generation, self.open.generation)
@@ -307,10 +306,12 @@ class ModelledRepository:
         """Every live block that reads back whole, and how many do not; those are rejected."""
         rows = self.open.catalog.live_rows()
         table = self.open.catalog.take(rows)
+        keys = table.keys.to_list()
+        assert len(set(keys)) == len(keys), "a key is live twice"
         buffers = [blank(size) for size in table.size.tolist()]
         good = self.open.read(rows, buffers)
         self.open.reject(rows[~good])
-        found = zip(table.keys.to_list(), table.size.tolist(), buffers, good.tolist(), strict=True)
+        found = zip(keys, table.size.tolist(), buffers, good.tolist(), strict=True)
         whole = {key: bytes(buffer[:size]) for key, size, buffer, is_good in found if is_good}
         return whole, int((~good).sum())
 
