@@ -12,12 +12,13 @@ from typing_extensions import Buffer
 from snapd.blocks import Codec
 from snapd.blocks.keys import I64, Bools
 from snapd.disk import Disk, DiskLock
-from snapd.errors import DiskError, RefusedError
+from snapd.errors import RefusedError
 from snapd.formats.manifest import Manifest
 from snapd.formats.removals import Removals
 from snapd.formats.tables import FINGERPRINTS_MAX, Incarnation
 from snapd.repository.access import BlockAccess
 from snapd.repository.catalog import Catalog
+from snapd.repository.commit import Committer
 from snapd.repository.compaction import (
     Adopting,
     Compaction,
@@ -30,13 +31,9 @@ from snapd.repository.history import generations, show
 from snapd.repository.intake import Intake
 from snapd.repository.journal import Journal
 from snapd.repository.layout import move_aside, prepare, read_identity, refuse_newer
-from snapd.repository.manifests import make_manifest, write_manifest
-from snapd.repository.names import (
-    LOCK_FILE,
-    MANIFESTS,
-)
+from snapd.repository.names import LOCK_FILE, MANIFESTS
 from snapd.repository.pins import pin
-from snapd.repository.prune import Pruner, PruneResult, PruneRules
+from snapd.repository.prune import PruneResult, PruneRules
 from snapd.repository.reader import PackFiles
 from snapd.repository.recovery import Recovery, recover_state
 from snapd.repository.space import (
@@ -52,13 +49,6 @@ from snapd.repository.verify import Progress, Sample, Verification, Verifier
 from snapd.repository.writer import PackWriter
 
 PACK_BYTES_MAX = 256 * 2**20
-PENDING_REMOVALS_MAX = 65_536
-"""Removals that wait in the journal for the next pack. Beyond that a commit seals a pack with
-nothing else in it. Below, it does not: a pack for each flush with a removal would be thousands a
-day, each read at every recovery, where the journal costs one read for all."""
-JOURNAL_BYTES_MAX = 64 * 2**20
-"""Bytes in the journal beyond which a commit seals such a pack as well: a removal that comes alone
-takes two pages of the journal, and every recovery reads them."""
 
 
 class Repository:
@@ -91,14 +81,12 @@ class Repository:
         self._now = now
         self._state = RepositoryState(repository_id)
         self._journal = Journal(disk, repository_id, 0)
-        self._journal_keep: frozenset[int] = frozenset()
-        self._pruner = Pruner(disk, self._journal, retain)
         self._intake = self._new_intake()
+        self._committer = self._new_committer(frozenset())
         self._files = PackFiles(disk)
         self._access = BlockAccess(disk, self._files, self._state)
         self._space = SpaceBook(disk)
         self._leftover_bytes = 0
-        self._commit_lock = threading.Lock()
         self._compact_lock = threading.Lock()
         self._moved_aside: list[str] = []
         self._corrupt: list[str] = []
@@ -289,45 +277,7 @@ class Repository:
         packs after it, which is the same state; after it, this one. Deleting comes last.
         """
         self._check_writable()
-        with self._commit_lock:
-            if (
-                self._intake.removals_pending > PENDING_REMOVALS_MAX
-                or self._journal.bytes_pending > JOURNAL_BYTES_MAX
-            ):
-                self.begin_pack().seal()
-            with self.catalog.lock:
-                state = self._state
-                generation = state.next_generation()
-                writing = self._intake.writing()
-                manifest = make_manifest(
-                    state,
-                    pack_floor=min([state.pack_last + 1, *writing]) - 1,
-                    journal_floor=self._intake.journal_sealed,
-                    now_ns=int(self._now() * 1e9),
-                    write_debt_bytes=write_debt_bytes,
-                )
-                live = self.catalog.live_rows()
-            file_bytes = write_manifest(self.disk, self.repository_id, generation, manifest)
-            with self.catalog.lock:
-                state.generation, state.committed_ns = generation, manifest.committed_ns
-                state.manifest_bytes[generation] = file_bytes
-                state.pack_floor = manifest.pack_floor
-                self.catalog.set_committed(live)
-                del live
-            self._pruner.learn(generation, [pack.sequence for pack in manifest.packs])
-            pruned = PruneResult(blocked="a source is not settled")
-            if prune:
-                pruned = self._prune(manifest.journal_floor, PruneRules(retain))
-            return ManifestSummary(
-                generation,
-                manifest.committed_ns / 1e9,
-                manifest.blocks,
-                manifest.bytes,
-                len(manifest.packs),
-                manifest.epoch,
-                file_bytes,
-                pruned,
-            )
+        return self._committer.commit(prune=prune, retain=retain, write_debt_bytes=write_debt_bytes)
 
     def compact(
         self,
@@ -372,8 +322,7 @@ class Repository:
         """
         if not dry_run:
             self._check_writable()
-        with self._commit_lock:
-            return self._prune(0, PruneRules(retain, move_unreadable, dry_run))
+        return self._committer.prune(PruneRules(retain, move_unreadable, dry_run))
 
     def packs(self) -> list[PackInfo]:
         """Readable packs, by rising sequence; a copy."""
@@ -399,7 +348,7 @@ class Repository:
     def space_columns(self, retained: int) -> SpaceColumns:
         """Packs and live rows, for `snapd.plans.space`, if the newest `retained` of the manifests
         that are there now keep what they name."""
-        return self._space.columns(self._state, self._pruner.named(retained))
+        return self._space.columns(self._state, self._committer.named(retained))
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -458,9 +407,8 @@ class Repository:
         )
         if not self.read_only:
             self._journal.renew(found.journal)
-        self._journal_keep = found.journal.keep
-        self._pruner = Pruner(self.disk, self._journal, self.retain)
         self._intake = self._new_intake()
+        self._committer = self._new_committer(found.journal.keep)
         self._recovered = True
         return recovery
 
@@ -473,22 +421,16 @@ class Repository:
             pack_bytes_max=self._pack_bytes_max,
         )
 
-    def _prune(self, journal_floor: int, rules: PruneRules) -> PruneResult:
-        writing = self._intake.writing()
-        try:
-            pruned = self._pruner.prune(
-                self._state, writing, journal_floor, self._journal_keep, rules
-            )
-        except DiskError as error:
-            return PruneResult(blocked=str(error))
-        if pruned.manifests:
-            self._state.manifest_bytes = {
-                one: size
-                for one, size in self._state.manifest_bytes.items()
-                if one in self._pruner.retained
-            }
-        self.catalog.shrink()
-        return pruned
+    def _new_committer(self, journal_keep: frozenset[int]) -> Committer:
+        return Committer(
+            self.disk,
+            self._state,
+            self._journal,
+            self._intake,
+            journal_keep=journal_keep,
+            retain=self.retain,
+            now=self._now,
+        )
 
     def _check_writable(self) -> None:
         if self.read_only:

@@ -23,7 +23,7 @@ from snapd.errors import (
 from snapd.formats.journal import RecordPlace, _encode, encode_batch
 from snapd.formats.sealed import HEADER_DTYPE, PAGE_BYTES
 from snapd.repository import PackWriter, Repository, RowState, Sample, intake
-from snapd.repository import repository as repository_module
+from snapd.repository import commit as commit_module
 
 SEED = 8_128
 
@@ -640,7 +640,7 @@ def test_journal_files_go_only_when_a_sealed_pack_and_a_manifest_cover_them() ->
 def test_many_removals_get_a_pack_of_their_own_which_stays_while_it_matters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(repository_module, "PENDING_REMOVALS_MAX", 100)
+    monkeypatch.setattr(commit_module, "PENDING_REMOVALS_MAX", 100)
     disk = SimulatedDisk(SEED)
     names = [f"{number:03d}" for number in range(200)]
     with opened(disk, retain=1) as repository:
