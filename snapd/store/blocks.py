@@ -1,7 +1,7 @@
-"""`BlockStore`: the blocks of one segment. Finds, reserves, publishes, removes, evicts.
+"""`BlockStore`: the blocks of one segment. Adopts, finds, leases and drops them.
 
-The common ground of the request handlers (`puts`, `reads`, `removals`, `cold`): everything here
-works on whole batches as columns, and `now` is the engine's clock, in seconds.
+The common ground of the request handlers (`puts`, `reads`, `removals`, `cold`) and of `room`:
+everything here works on whole batches as columns, and `now` is the engine's clock, in seconds.
 """
 
 from __future__ import annotations
@@ -16,27 +16,18 @@ import numpy.typing as npt
 from snapd.blocks import HashIndex, Pin
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.config import Settings, event
-from snapd.formats.segment import U32, Slots, SlotState, data_units, key_units
+from snapd.formats.segment import U32, Slots, SlotState
 from snapd.segment import Segment
 from snapd.store.audit import SlotAudit, audit_slots, empty_audit
 from snapd.store.book import SlotBook
-from snapd.store.eviction import Candidates, ages, cheapest_window, choose_victims, evictable
 from snapd.store.keys import KeyHeap, PaddedKeys
-from snapd.store.space import Growth, Reservation, Space
+from snapd.store.space import Growth, Space
 
 _LOG = logging.getLogger(__name__)
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-LARGE_SHARE = 64
-"""Blocks over this part of the data area are large."""
-
-EVICTED_AHEAD_MAX = 8192
-"""Most blocks evicted at once beyond what is needed now: 50,000 would hold everybody up for a tenth
-of a second. The next put that needs room goes on from there."""
-
-WINDOWS_PER_REQUEST_MAX = 64
 HEAT_HALF_LIFE_SECONDS = 3600.0
 SOFT_PIN_SECONDS = 1800.0
 """How long a soft pin holds after the last access where a put does not say; Mooncake's default."""
@@ -90,8 +81,6 @@ class BlockStore:
         """Called with cold slots that are being freed or removed."""
         self.on_corrupt: Callable[[list[bytes], I64, U64, U32], None] = lambda *_: None
         """Called with keys, slots, sequences and epochs of blocks that were dropped as corrupt."""
-        self.on_slots_short: Callable[[], bool] = lambda: False
-        """Called when no slot is free, before anything is evicted for one."""
         self._wall = wall_seconds - now
         self._event_log = event_log
         count, held = len(mapping.slots), segment.held_writers()
@@ -249,133 +238,17 @@ class BlockStore:
         result: Bools = self.lease_until[rows] > now
         return result
 
-    # --- space --------------------------------------------------------------------------------
-
-    def reserve(
-        self, keys: PaddedKeys, rows: I64, sizes: U64, now: float, *, evict: bool
-    ) -> Reservation:
-        """Space for blocks with keys `rows` and `sizes` [n]; with `evict`, others may go for it."""
-        units, names = data_units(sizes), key_units(keys.lengths[rows])
-        if not evict:
-            return self.space.reserve(units, names)
-        small = units <= self.space.capacity_units // LARGE_SHARE
-        self._keep_below_watermark(int(units[small].sum()), now)
-        got = self.space.reserve(units, names)
-        missing = np.flatnonzero((got.slots < 0) & small)
-        if len(missing):
-            self._make_room(units[missing], names[missing], now)
-            got.put(missing, self.space.reserve(units[missing], names[missing]))
-        # A large block needs one long run: evicting the oldest blocks, wherever they lie, might
-        # empty the store and still not make one. The same goes for small ones between pieces.
-        for row in np.flatnonzero(got.slots < 0)[:WINDOWS_PER_REQUEST_MAX].tolist():
-            one = np.array([row])
-            if not self._clear_window(int(units[row]), now):
-                break
-            got.put(one, self.space.reserve(units[one], names[one]))
-        return got
-
-    def _clear_window(self, units: int, now: float) -> bool:
-        """Evict the blocks of one run of this many units; False if there is no such run."""
-        self.reclaim()
-        if not self.book.free_count:
-            self._make_room(np.zeros(1, np.int64), np.zeros(1, np.int64), now)
-        candidates = self._candidates()
-        rows = evictable(candidates, now, cold_too=False)
-        records = self.book.records[rows]
-        starts, lengths = records["extent"].astype(np.int64), data_units(records["size"])
-        taken, their_lengths = self.space.taken_beside(starts, lengths)
-        window = cheapest_window(
-            np.concatenate([starts, taken]),
-            np.concatenate([lengths, their_lengths]),
-            np.concatenate([ages(candidates, rows, now), np.full(len(taken), np.inf)]),
-            self.space.usable_units,
-            units,
-        )
-        if window is None:
-            return False
-        self._evict_rows(rows[(starts < window[1]) & (starts + lengths > window[0])])
-        return True
-
-    def _make_room(self, units: I64, names: I64, now: float) -> None:
-        """Free what is short for blocks of these sizes, and only that: a block too large for any
-        gap must not cost a thousand small ones their slots."""
-        self.reclaim()
-        slots = len(units) - self.book.free_count
-        if slots > 0 and self.on_slots_short():
-            return
-        short = int(units.sum()) if self.space.is_short_of(units) else 0
-        short_names = int(names.sum()) if self.space.free_key_units < int(names.sum()) else 0
-        self.evict(short, max(0, slots), short_names, now)
-
-    def _keep_below_watermark(self, units: int, now: float) -> None:
-        capacity = self.space.capacity_units
-        limit = int(capacity * self.settings.eviction_high_watermark_ratio)
-        if self.space.used_units + units > limit:
-            self.reclaim()
-            self.evict(max(0, self.space.used_units + units - limit), 0, 0, now)
-
-    def units_below_watermark(self) -> int:
-        """Units of data that can be added before the eviction watermark is reached."""
-        limit = self.space.capacity_units * self.settings.eviction_high_watermark_ratio
-        return int(limit) - self.space.used_units
-
-    def evict(self, units: int, slots: int, names: int, now: float) -> int:
-        """Free at least these units of data, slots and key units, and a share of the whole, if
-        that many may be evicted. Returns how many blocks went."""
-        candidates = self._candidates()
-        rows = evictable(candidates, now, cold_too=slots > 0 or names > 0)
-
-        def gains_of(positions: I64) -> tuple[I64, I64, I64]:
-            records = self.book.records[rows[positions]]
-            data = data_units(records["size"])
-            data[records["state"] != SlotState.PUBLISHED] = 0
-            return data, np.ones(len(positions), np.int64), key_units(records["key_length"])
-
-        share = self.settings.eviction_ratio
-        needed = (units, slots, names)
-        wanted = (
-            max(units, int(share * self.space.capacity_units)) if units else 0,
-            max(slots, int(share * len(self.book))) if slots else 0,
-            names,
-        )
-        age = ages(candidates, rows, now)
-        victims = choose_victims(age, gains_of, wanted)
-        if len(victims) > EVICTED_AHEAD_MAX:
-            enough = choose_victims(age, gains_of, needed)
-            victims = victims[: max(len(enough), EVICTED_AHEAD_MAX)]
-        victims = rows[victims]
-        self._evict_rows(victims)
-        return len(victims)
-
-    def _candidates(self) -> Candidates:
-        return Candidates(
-            state=self.book.state,
-            lease_until=self.lease_until,
-            soft_until=self.soft_until,
-            held=self.hard_pinned | (self.pin_owner != 0),
-        )
-
-    def _evict_rows(self, victims: I64) -> None:
-        if not len(victims):
-            return
-        records = self.book.records[victims]
-        self.counters.evictions += len(victims)
-        event(
-            _LOG,
-            logging.INFO,
-            "evicted",
-            blocks=len(victims),
-            bytes=int(records["size"].sum()),
-            cold=int((records["state"] == SlotState.COLD).sum()),
-        )
-        if self._event_log is not None:
-            self._event_log("evict", self.segment.mapping.keys_of(records).to_list())
-        self.drop(victims)
+    # --- leaving --------------------------------------------------------------------------------
 
     def note_removed(self, kind: str, keys: list[bytes]) -> None:
         """Tell the event log of removals."""
         if self._event_log is not None:
             self._event_log(kind, keys)
+
+    def note_gone(self, kind: str, records: Slots) -> None:
+        """Tell the event log of blocks that leave, by their records."""
+        if self._event_log is not None:
+            self._event_log(kind, self.segment.mapping.keys_of(records).to_list())
 
     def drop(self, rows: I64) -> None:
         """Free served slots and their index entries."""

@@ -24,6 +24,7 @@ from snapd.store.blocks import BlockStore
 from snapd.store.book import new_records
 from snapd.store.daemon import DaemonSession
 from snapd.store.keys import PaddedKeys
+from snapd.store.room import Room
 from snapd.wire.codes import ReturnCode
 from snapd.wire.messages import (
     Codes,
@@ -39,8 +40,9 @@ from snapd.wire.messages import (
 class Cold:
     """Everything the daemon asks about cold blocks. The engine has checked that it is attached."""
 
-    def __init__(self, blocks: BlockStore, daemon: DaemonSession) -> None:
+    def __init__(self, blocks: BlockStore, room: Room, daemon: DaemonSession) -> None:
         self._blocks = blocks
+        self._room = room
         self._daemon = daemon
         self._filling = np.full(len(blocks.book), -1, np.int64)
         """For each cold slot that is being filled, the new slot; -1 otherwise, int64 [slots]."""
@@ -94,7 +96,7 @@ class Cold:
         codes[resident | np.isin(keys.hashes, removed)] = ReturnCode.OBJECT_ALREADY_EXISTS
         codes[columns["size"] == 0] = ReturnCode.INVALID_PARAMS
         rows = np.flatnonzero((codes == ReturnCode.OK) & ~same)
-        got = blocks.reserve(keys, rows, np.zeros(len(rows), np.uint64), now, evict=False)
+        got = self._room.reserve(keys, rows, np.zeros(len(rows), np.uint64), now, evict=False)
         codes[rows[got.slots < 0]] = ReturnCode.NO_AVAILABLE_HANDLE
         won = got.slots >= 0
         rows, into = rows[won], got.slots[won]
@@ -149,7 +151,7 @@ class Cold:
         # Held against the eviction that makes room for it.
         held = blocks.pin_owner[rows[wanted]].copy()
         blocks.pin_owner[rows[wanted]] = -1
-        got = blocks.reserve(
+        got = self._room.reserve(
             keys, np.arange(len(wanted)), sources["size"], now, evict=request.demand
         )
         blocks.pin_owner[rows[wanted]] = held
@@ -177,7 +179,7 @@ class Cold:
     def _room_below_watermark(self, rows: I64) -> Bools:
         """Which of these cold blocks, in order, fit below the eviction watermark."""
         units = np.cumsum(data_units(self._blocks.book.records["size"][rows]))
-        result: Bools = units <= self._blocks.units_below_watermark()
+        result: Bools = units <= self._room.units_below_watermark()
         return result
 
     def fill_end(self, request: FillEnd, writer: int, now: float) -> Codes:

@@ -10,24 +10,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 
-from snapd.blocks.keys import I64, Bools
+from snapd.blocks.keys import I64
 from snapd.config import event
 from snapd.errors import ProtocolError
 from snapd.formats.segment import SlotState
-from snapd.store.batches import codes_reply, padded_keys, slots_and_sequences
+from snapd.store.batches import codes_reply, padded_keys
 from snapd.store.blocks import BlockStore
 from snapd.store.cold import Cold
 from snapd.store.daemon import DaemonSession
 from snapd.store.events import EventQueue
 from snapd.store.loads import LoadQueue
+from snapd.store.pins import Pins
 from snapd.store.puts import Puts
 from snapd.store.reads import Reads
 from snapd.store.removals import Removals
-from snapd.store.waits import Wait, Waits
+from snapd.store.room import Room
+from snapd.store.waits import Polls, Wait, Waits
 from snapd.wire import messages as m
 from snapd.wire.codes import ReturnCode
 
@@ -68,21 +69,23 @@ class StoreEngine:
         self._loads = LoadQueue()
         self._reads = Reads(blocks, self._daemon)
         self._removals = Removals(blocks, self._daemon, self._events)
-        self._puts = Puts(blocks, self._daemon, self._removals)
-        self._cold = Cold(blocks, self._daemon)
+        room = Room(blocks)
+        self._puts = Puts(blocks, room, self._daemon, self._removals)
+        self._cold = Cold(blocks, room, self._daemon)
         self._removal_waits: list[tuple[int, Wait]] = []
-        self._load_polls: list[Wait] = []
-        self._event_polls: list[Wait] = []
+        self._pins = Pins(blocks)
+        self._load_polls = Polls(self._waits)
+        self._event_polls = Polls(self._waits)
         self._gets_waiting = 0
         self._removal_was_late = False
         self._next_tick = now + TICK_SECONDS
         blocks.on_cold_left = self._cold_left
-        blocks.on_slots_short = self._removals.make_room
+        room.on_slots_short = self._removals.make_room
         blocks.on_corrupt = self._events.corrupt
         self._cold.on_fill_failed = self._loads.settle
-        self._loads.on_wanted = partial(self._wake, self._load_polls)
+        self._loads.on_wanted = self._load_polls.wake
         self._loads.on_complete = self._waits.resolve
-        self._events.on_posted = partial(self._wake, self._event_polls)
+        self._events.on_posted = self._event_polls.wake
         self._handlers = self._table()
 
     # --- for the shell ------------------------------------------------------------------------
@@ -130,8 +133,7 @@ class StoreEngine:
         client = self._clients.pop(connection, None)
         if client is None:
             return
-        pins = self._blocks.pin_owner
-        pins[pins == connection + 1] = 0
+        self._pins.lost(connection)
         if self._daemon.is_attached(connection):
             self._loads.asker_lost(connection, self._cold.forget_fills(client.writer))
             if self._daemon.detach(connection):
@@ -192,8 +194,8 @@ class StoreEngine:
                 _DAEMON_ONLY,
                 lambda c, r, now: self._cold.fill_end(r, self._writer(c), now),
             ),
-            m.PinBlocks: (_DAEMON_ONLY, self._pin),
-            m.UnpinBlocks: (_DAEMON_ONLY, self._unpin),
+            m.PinBlocks: (_DAEMON_ONLY, lambda c, r, _: self._pins.pin(r, c)),
+            m.UnpinBlocks: (_DAEMON_ONLY, lambda c, r, _: self._pins.unpin(r, c)),
             m.EventsWait: (_DAEMON_ONLY, self._events_wait),
         }
 
@@ -334,8 +336,7 @@ class StoreEngine:
         rows = self._loads.take(connection)
         if len(rows) or request.wait_ms <= 0:
             return self._wanted(rows)
-        self._poll(
-            self._load_polls,
+        self._load_polls.add(
             connection,
             now + _seconds(request.wait_ms),
             lambda _: self._wanted(self._loads.take(connection)),
@@ -352,60 +353,16 @@ class StoreEngine:
         self._answer_removals(self._events.acknowledged)
         if batch is not None or request.wait_ms <= 0:
             return batch or self._events.nothing()
-        self._poll(
-            self._event_polls,
+        self._event_polls.add(
             connection,
             now + _seconds(request.wait_ms),
             lambda _: self._events.take(0) or self._events.nothing(),
         )
         return None
 
-    def _poll(
-        self,
-        polls: list[Wait],
-        connection: int,
-        deadline: float,
-        finish: Callable[[float], m.Reply],
-    ) -> None:
-        def leave() -> None:
-            if wait in polls:
-                polls.remove(wait)
-
-        def finished(now: float) -> m.Reply:
-            leave()
-            return finish(now)
-
-        wait = self._waits.add(Wait(connection, deadline, finished, leave))
-        polls.append(wait)
-
-    def _wake(self, polls: list[Wait]) -> None:
-        """There is something for one of those who poll."""
-        if polls:
-            self._waits.resolve(polls[0])
-
     def _cold_left(self, rows: I64) -> None:
         self._cold.left(rows)
         self._loads.settle(rows)
-
-    def _pin(self, connection: int, request: m.PinBlocks, _: float) -> m.Reply:
-        rows, sequences = slots_and_sequences(request.slots, request.sequences)
-        book, owners = self._blocks.book, self._blocks.pin_owner
-        held = book.holds(rows, sequences)
-        at = np.where(held, rows, 0)
-        held &= book.state[at] == SlotState.PUBLISHED
-        mine: Bools = held & ((owners[at] == 0) | (owners[at] == connection + 1))
-        owners[rows[mine]] = connection + 1
-        codes = np.full(len(rows), ReturnCode.OBJECT_NOT_FOUND, np.int32)
-        codes[held] = ReturnCode.OBJECT_ALREADY_EXISTS
-        codes[mine] = ReturnCode.OK
-        return codes_reply(codes)
-
-    def _unpin(self, connection: int, request: m.UnpinBlocks, _: float) -> m.Reply:
-        rows, sequences = slots_and_sequences(request.slots, request.sequences)
-        held = self._blocks.book.holds(rows, sequences)
-        mine = held & (self._blocks.pin_owner[np.where(held, rows, 0)] == connection + 1)
-        self._blocks.pin_owner[rows[mine]] = 0
-        return codes_reply(np.where(mine, ReturnCode.OK, ReturnCode.OBJECT_NOT_FOUND))
 
 
 _ALL = frozenset(ROLES)

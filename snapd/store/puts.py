@@ -22,6 +22,7 @@ from snapd.store.book import new_records
 from snapd.store.daemon import DaemonSession
 from snapd.store.keys import PaddedKeys
 from snapd.store.removals import Removals
+from snapd.store.room import Room
 from snapd.wire.codes import ReturnCode
 from snapd.wire.messages import Codes, PutEnd, PutRevoke, PutStart, Reserved, decode_column
 
@@ -33,8 +34,11 @@ class Puts:
     """Unpublished blocks are not in the index: two writers of one key may both reserve, and the
     first to publish wins, unless the second one upserts."""
 
-    def __init__(self, blocks: BlockStore, daemon: DaemonSession, removals: Removals) -> None:
+    def __init__(
+        self, blocks: BlockStore, room: Room, daemon: DaemonSession, removals: Removals
+    ) -> None:
         self._blocks = blocks
+        self._room = room
         self._daemon = daemon
         self._removals = removals
 
@@ -61,7 +65,7 @@ class Puts:
         allowed = self._within_bounds(writer, data_units(sizes[wanted]))
         codes[wanted[~allowed]] = ReturnCode.NO_AVAILABLE_HANDLE
         wanted = wanted[allowed]
-        got = blocks.reserve(keys, wanted, sizes[wanted], now, evict=True)
+        got = self._room.reserve(keys, wanted, sizes[wanted], now, evict=True)
         codes[wanted[got.slots < 0]] = ReturnCode.NO_AVAILABLE_HANDLE
         won = got.slots >= 0
         rows, into = wanted[won], got.slots[won]

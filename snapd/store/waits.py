@@ -62,3 +62,30 @@ class Waits:
             wait = self._resolved.popleft()
             replies.append((wait.connection, wait.finish(now)))
         return replies
+
+
+class Polls:
+    """Long polls of one kind: several connections may ask, one of them is answered."""
+
+    def __init__(self, waits: Waits) -> None:
+        self._waits = waits
+        self._polls: list[Wait] = []
+
+    def add(self, connection: int, deadline: float, finish: Callable[[float], Reply]) -> None:
+        """Wait until `wake` or the deadline; `finish(now)` makes the reply."""
+
+        def leave() -> None:
+            if wait in self._polls:
+                self._polls.remove(wait)
+
+        def finished(now: float) -> Reply:
+            leave()
+            return finish(now)
+
+        wait = self._waits.add(Wait(connection, deadline, finished, leave))
+        self._polls.append(wait)
+
+    def wake(self) -> None:
+        """There is something for one of those who poll."""
+        if self._polls:
+            self._waits.resolve(self._polls[0])

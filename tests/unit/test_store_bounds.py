@@ -10,8 +10,7 @@ import pytest
 from store_kit import LocalStore, shared_memory_path
 
 from snapd.formats.segment import SLOT_DTYPE
-from snapd.store import blocks as blocks_module
-from snapd.store import complaints
+from snapd.store import complaints, room
 from snapd.store.complaints import Complaints
 from snapd.store.unfinished import Unfinished
 
@@ -76,7 +75,7 @@ def test_nothing_is_remembered_of_a_writer_who_is_done() -> None:
 def test_one_eviction_takes_a_bounded_number_beyond_what_is_needed(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks_module, "EVICTED_AHEAD_MAX", 5)
+    monkeypatch.setattr(room, "EVICTED_AHEAD_MAX", 5)
     store.changes = {"eviction_ratio": 0.5}
     store.restart()
     client = store.client()
