@@ -12,6 +12,7 @@ from repository_kit import content, contents_of, put, remove
 from snapd.disk.simulated import Operation, SimulatedCrash, SimulatedDisk
 from snapd.formats.sealed import PAGE_BYTES
 from snapd.repository import PruneResult, Repository
+from snapd.repository import commit as commit_module
 
 SEED = 2_718
 
@@ -151,6 +152,28 @@ def test_what_cannot_be_opened_for_want_of_descriptors_is_not_moved() -> None:
         assert name in repository.recover().unreadable_packs[0]
         assert repository.prune(move_unreadable=True).moved_aside == ()
         assert name in names_in(disk, "packs")
+
+
+def journal_length(disk: SimulatedDisk) -> int:
+    return sum(len(disk.contents(name)) for name in names_in(disk, "journal"))
+
+
+def test_a_journal_that_has_grown_long_gets_a_pack_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(commit_module, "JOURNAL_BYTES_MAX", 20 * PAGE_BYTES)
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        put(repository, values(1, "a", "b"))
+        repository.commit()
+        for sequence in range(2, 14):
+            remove(repository, [b"a"], sequence=sequence)
+        assert journal_length(disk) > 90_000
+        repository.commit()
+        # The pack is not worth keeping for one removal: that is said again, in a new journal.
+        assert 0 < journal_length(disk) < 20_000
+    with opened(disk) as repository:
+        assert contents_of(repository) == values(1, "b")
 
 
 # --- packs that cannot be read --------------------------------------------------------------------
