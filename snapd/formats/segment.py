@@ -349,10 +349,10 @@ def decode_state(page: bytes) -> HeaderState:
 _COUNTERS_MAX = {
     "generation": 1 << 63,
     "sequence_ceiling": 1 << 63,
-    "epoch": 1 << 31,
+    "epoch": 1 << 29,
     "writer_ceiling": 1 << 31,
 }
-"""Half of what the fields hold. Nobody counts so far, and from here on up nothing overflows."""
+"""Nobody counts so far, and from here on up nothing overflows, in packs neither."""
 
 
 def _decode_copy(page: bytes, offset: int) -> HeaderState | None:

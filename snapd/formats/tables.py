@@ -14,9 +14,9 @@ from snapd.formats.sections import Column, Sections
 FINGERPRINTS_MAX = 1 << 16
 FINGERPRINT_BYTES_MAX = 4096
 INCARNATIONS_MAX = 1 << 16
-COUNTER_MAX = 1 << 31
-"""Highest epoch and ordinal that a file may say: half of what their fields hold. Nobody counts so
-far, and what is read here can always be counted up from without an overflow."""
+COUNTER_MAX = 1 << 30
+"""Highest epoch and ordinal that a file may say: a quarter of what their fields hold. Nobody counts
+so far, and what is read here can always be counted up from without an overflow."""
 
 INCARNATION_FIELDS = (
     RecordField("ordinal", "<u4", "1, 2, ... in the order in which the repository met them"),

@@ -18,6 +18,9 @@ import importlib
 import logging
 import random
 import sys
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import atheris
@@ -58,5 +61,48 @@ def main() -> None:
     atheris.Fuzz()
 
 
-if __name__ == "__main__":
+def minimise() -> None:
+    """`harness.py DIRECTORY DECODER --minimise INPUT SMALLER SECONDS`: leave out all that a crash
+    does without.
+
+    Halves, quarters and so on are left out while the same error comes. libFuzzer can do that only
+    with a program that it can start again by itself.
+    """
+    directory, decoder, _, crash, smaller, seconds = sys.argv[1:7]
+    sys.path[:0] = [directory, str(SUPPORT)]
+    check: Callable[[bytes], None] = importlib.import_module(f"fuzz_{decoder}").check
+    data = Path(crash).read_bytes()
+    wanted = _error_of(check, data)
+    if wanted is None:
+        return
+    deadline = time.monotonic() + float(seconds)
+    piece = max(1, len(data) // 2)
+    while piece:
+        at = 0
+        while at < len(data):
+            without = data[:at] + data[at + piece :]
+            if time.monotonic() > deadline:
+                piece = 0
+                break
+            if _error_of(check, without) == wanted:
+                data = without
+            else:
+                at += piece
+        piece //= 2
+    Path(smaller).write_bytes(data)
+
+
+def _error_of(check: Callable[[bytes], None], data: bytes) -> str | None:
+    """The kind of error that an input raises, and where."""
+    try:
+        check(data)
+    except Exception as error:  # noqa: BLE001 - any error is what is looked for
+        frames = traceback.extract_tb(error.__traceback__)
+        return f"{type(error).__name__} {frames[-1].filename} {frames[-1].name}"
+    return None
+
+
+if __name__ == "__main__" and "--minimise" in sys.argv:
+    minimise()
+elif __name__ == "__main__":
     main()

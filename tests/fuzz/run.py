@@ -146,8 +146,7 @@ def _harness(
 def _minimised(targets: Path, decoder: str, crash: Path, seconds: int) -> Path:
     """A smaller input that crashes too, if there is one; else the one that was found."""
     small = crash.with_name(crash.name + "-small")
-    arguments = ["-minimize_crash=1", f"-exact_artifact_path={small}"]
-    arguments += [f"-max_total_time={seconds}", str(crash)]
+    arguments = ["--minimise", str(crash), str(small), str(seconds)]
     _harness(targets, decoder, arguments, seconds + _GRACE_SECONDS)
     return small if small.exists() else crash
 

@@ -16,9 +16,9 @@ sys.path.insert(0, str(HERE))
 
 import run as fuzzing  # noqa: E402 - found through the line above
 
-EXECUTIONS = {"segment": 50, "messages": 1500, "settings": 150}
+EXECUTIONS = {"segment": 40, "messages": 1000, "settings": 150}
 """Of the slower ones; of the others, so many as in `_EXECUTIONS`."""
-_EXECUTIONS = 1500
+_EXECUTIONS = 400
 SEED = 20240607
 
 
@@ -64,7 +64,7 @@ def test_a_crash_is_made_small_and_repeats_with_one_command(tmp_path: Path) -> N
     assert "planted" in result.report
     crash = Path(result.crash)
     assert 0x7F in crash.read_bytes()
-    assert len(crash.read_bytes()) < 64, "not made smaller"
+    assert crash.read_bytes() == b"\x7f", "not made small"
     ended = fuzzing.replay("broken", crash, targets=tmp_path)
     assert ended.returncode != 0
     assert "planted" in ended.stdout + ended.stderr

@@ -281,7 +281,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_segment_of_holes_asks_for_nothing(image: bytes) -> None:
-    """A header with the right checksum over a sparse file: tables of hundreds of MiB, made for nothing."""
+    """A right header over a sparse file: hundreds of MiB of tables, made for nothing."""
     geometry = Geometry.plan(b"a" * 16, 1 << 20, 1 << 22)
     with shared_memory_path() as path:
         page = bytearray(encode_header(geometry))
