@@ -30,7 +30,7 @@ _COMMIT_SHARE = 0.25
 _COMMITS_SHARE = 20.0
 """Snapshots out of turn take at most one part in so many of the time."""
 
-_LAST_PIECE_BYTES = 8 * 2**20
+LAST_PIECE_BYTES = 8 * 2**20
 """Bytes written at a time when the daemon ends: on a slow disk the deadline must be met."""
 
 _logger = logging.getLogger(__name__)
@@ -100,7 +100,13 @@ class Flusher:
         pace: Callable[[int], None],
         observer: FlushObserver,
         budget: Budget,
+        piece_bytes_max: int = PINNED_BYTES_MAX,
+        last_piece_bytes_max: int = LAST_PIECE_BYTES,
     ) -> None:
+        """Bytes that are written between two looks at the deadline: `piece_bytes_max` as a rule,
+        `last_piece_bytes_max` when the daemon ends."""
+        self._piece_bytes_max = piece_bytes_max
+        self._last_piece_bytes_max = last_piece_bytes_max
         self._repository = repository
         self._budget = budget
         self._admission = Admission(repository, budget)
@@ -260,16 +266,16 @@ class Flusher:
         """The last flush: hottest first, in time for a manifest, whatever is left out."""
         remaining = max(0.0, stop_by - time.monotonic())
         writes_by = stop_by - _COMMIT_SHARE * remaining
-        self._flush(lambda: writes_by, _LAST_PIECE_BYTES)
+        self._flush(lambda: writes_by, self._last_piece_bytes_max)
         self._quiesce()
-        error = self._flush(lambda: writes_by, _LAST_PIECE_BYTES)
+        error = self._flush(lambda: writes_by, self._last_piece_bytes_max)
         _answer(flushes, error)
         # Even where blocks could not be written, what is in sealed packs gets its manifest.
         self._snapshot(snapshots, None)
         self.final_error = self.final_error or error
 
     def _flush(
-        self, deadline: Callable[[], float], piece_bytes_max: int = PINNED_BYTES_MAX
+        self, deadline: Callable[[], float], piece_bytes_max: int | None = None
     ) -> SnapdError | None:
         """One flush; the error that ended it, if one did."""
         started = time.monotonic()
@@ -285,7 +291,7 @@ class Flusher:
             self._pace,
             self._admission,
             deadline,
-            piece_bytes_max,
+            piece_bytes_max or self._piece_bytes_max,
             self._looks,
         )
         try:
