@@ -9,6 +9,7 @@ for a while.
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -17,21 +18,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from snapd.blocks.keys import I64, U64, Bools
-from snapd.errors import SnapdError
+from snapd.errors import DiskError, SnapdError
 from snapd.formats.pack import decode_pack_index
 from snapd.formats.removals import Removals
 from snapd.formats.sealed import PACK_MAGIC
 from snapd.repository.catalog import RowState
 from snapd.repository.files import read_index
-from snapd.repository.names import ASIDE, DIRECTORIES, QUARANTINE, REPOSITORY_FILE
+from snapd.repository.names import (
+    ASIDE,
+    DIRECTORIES,
+    PACKS,
+    QUARANTINE,
+    REPOSITORY_FILE,
+    TEMPORARY,
+    parse_pack,
+)
 from snapd.repository.prune import PINNED, PruneResult
 from snapd.repository.repository import Repository
 from snapd.repository.state import PackInfo
 
 _ROUNDS_MAX = 5
 """Times that packs are looked for: what was being written meanwhile is found the next time."""
-_WRITING_SECONDS = 60.0
-"""How long is waited for packs that were begun before the removal."""
 _POLL_SECONDS = 0.05
 
 _QUARANTINED = re.compile(r"(\d{10})-([0-9a-f]{16})\.block")
@@ -81,12 +88,15 @@ class Purge:
         rewrite: Rewrite,
         *,
         pin_seconds: float = 10.0,
+        writing_seconds: float = 60.0,
     ) -> None:
-        """`pin_seconds`: how long readers are waited for."""
+        """`pin_seconds`: how long readers are waited for; `writing_seconds`: how long packs that
+        were begun before the removal."""
         self._repository = repository
         self._prefix = prefix
         self._rewrite = rewrite
         self._pin_seconds = pin_seconds
+        self._writing_seconds = writing_seconds
         self._hashes: set[int] = set()
         self._counted: set[int] = set()
         self.result = PurgeResult()
@@ -119,7 +129,7 @@ class Purge:
         and the bytes are not all gone."""
         repository, result = self._repository, self.result
         quarantined = self._quarantined()
-        self._wait_for(set(repository.writing()))
+        late = self._wait_for(set(repository.writing()))
         for _ in range(_ROUNDS_MAX):
             targets = self._targets()
             if targets:
@@ -140,15 +150,21 @@ class Purge:
                 break
         result.quarantine_files += self._delete(QUARANTINE, quarantined)
         self._clear_aside()
+        self._delete(PACKS, self._leftovers())
+        if late and not result.blocked:
+            result.blocked = f"{len(late)} packs that may hold such blocks are still being written"
         return result
 
     # --- inside -------------------------------------------------------------------------------
 
-    def _wait_for(self, writing: set[int]) -> None:
-        """Packs that were begun before the removal may hold what it removes."""
-        deadline = time.monotonic() + _WRITING_SECONDS
-        while writing & set(self._repository.writing()) and time.monotonic() < deadline:
+    def _wait_for(self, writing: set[int]) -> set[int]:
+        """Packs that were begun before the removal may hold what it removes. Returns those that
+        are not finished in time."""
+        deadline = time.monotonic() + self._writing_seconds
+        while writing and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
+            writing &= set(self._repository.writing())
+        return writing
 
     def _targets(self) -> list[PackInfo]:
         """Packs that hold dead versions of such keys. Live ones were put after the removal."""
@@ -183,6 +199,14 @@ class Purge:
             if pruned.blocked != PINNED or time.monotonic() >= deadline:
                 return pruned
             time.sleep(_POLL_SECONDS)
+
+    def _leftovers(self) -> list[str]:
+        """What writers left unfinished that failed on a disk which refused the deletion, too."""
+        names = [name for name in self._repository.disk.list(PACKS) if name.endswith(TEMPORARY)]
+        # Asked for after the names: whoever writes one of them was there before, and still is.
+        writing = set(self._repository.writing())
+        found = ((name, parse_pack(name.removesuffix(TEMPORARY))) for name in names)
+        return [name for name, pack in found if pack is None or pack[0] not in writing]
 
     def _quarantined(self) -> list[str]:
         """Copies of such blocks, and copies of which nobody knows what they are of."""
@@ -236,7 +260,11 @@ class Purge:
     def _delete(self, directory: str, names: Sequence[str]) -> int:
         disk = self._repository.disk
         for name in names:
-            disk.remove(f"{directory}/{name}")
+            try:
+                disk.remove(f"{directory}/{name}")
+            except DiskError as error:
+                if error.errno != errno.ENOENT:  # gone is gone, whoever did it
+                    raise
         if names:
             disk.sync_directory(directory)
         return len(names)

@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from fault_ledger import FaultClass, case
-from repository_kit import contents_of, put, remove
+from repository_kit import append, contents_of, put, remove
 
 from snapd.disk.simulated import SimulatedCrash, SimulatedDisk
 from snapd.errors import SnapdError
@@ -193,6 +193,26 @@ def test_what_is_being_written_meanwhile_goes_too() -> None:
         result = purge.erase()
         assert (result.packs_deleted, result.packs_rewritten) == (1, 1)
         assert files_with_secret(disk) == []
+        assert contents_of(repository) == {b"keep": plain(1)}
+
+
+def test_what_a_failed_writer_left_goes_and_what_one_is_writing_stays() -> None:
+    disk = SimulatedDisk()
+    with opened(disk) as repository:
+        failing = repository.begin_pack()
+        append(failing, {b"user-7/failed": secret(1)}, sequence=3)
+        disk.fault = lambda one: errno.EIO if one.kind in {"write", "remove"} else 0
+        with pytest.raises(SnapdError):
+            append(failing, {b"user-7/more": secret(2)}, sequence=3)
+        disk.fault = None
+        assert len(files_with_secret(disk)) == 1
+        writer = repository.begin_pack()
+        append(writer, {b"keep": plain(1)}, sequence=4)
+        purge = Purge(repository, b"user-7/", repository.compact, writing_seconds=0.1)
+        assert "still being written" in purge.erase().blocked
+        assert files_with_secret(disk) == []
+        writer.seal()
+        assert purge.erase().blocked == ""
         assert contents_of(repository) == {b"keep": plain(1)}
 
 
