@@ -61,11 +61,11 @@ def test_power_cut_at_every_operation(life: str, retain: int, share: int) -> Non
     assert tally.once > 0
 
 
-@pytest.mark.parametrize(("life", "retain", "share"), lives(fast=300, long=3))
+@pytest.mark.parametrize(("life", "retain", "share"), lives(fast=30, long=2))
 def test_second_power_cut_during_the_recovery(life: str, retain: int, share: int) -> None:
     explorer = CrashExplorer(
         Fault(life, retain),
-        wanted=one_in(8 if share > 3 else 1),
+        wanted=one_in(share),
         wanted_again=one_in(share),
         checks_first=False,
     )

@@ -1,0 +1,181 @@
+"""Faults of the disk that once did harm, each as short as it can be told."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+from fault_ledger import FaultClass, case
+from repository_kit import content
+from repository_model import ModelledRepository
+
+from snapd.disk.simulated import LOSES_ALL, Effect, Operation, SimulatedDisk
+from snapd.errors import CorruptError, DiskError
+
+Fault = Callable[[Operation], int | Effect]
+
+
+def values(turn: int, *names: str) -> dict[bytes, bytes]:
+    return {name.encode(): content(name.encode(), turn) for name in names}
+
+
+def model_on(seed: int = 1, retain: int = 1) -> tuple[SimulatedDisk, ModelledRepository]:
+    disk = SimulatedDisk(seed)
+    model = ModelledRepository(disk, retain=retain)
+    model.start()
+    return disk, model
+
+
+def once(kind: str, where: str, code: int | Effect) -> Fault:
+    """The first operation of a kind on such a name."""
+    hit: list[int] = []
+
+    def fault(operation: Operation) -> int | Effect:
+        if operation.kind == kind and where in operation.name and not hit:
+            hit.append(operation.number)
+            return code
+        return 0
+
+    return fault
+
+
+def always(kind: str, where: str, code: int) -> Fault:
+    return lambda one: code if one.kind == kind and where in one.name else 0
+
+
+AFTER_THE_RENAME: dict[str, Fault] = {
+    "rename done, EIO": once("rename", "packs/", Effect(errno.EIO, done=True)),
+    "syncdir EIO": once("syncdir", "packs", errno.EIO),
+    "open to read back EMFILE": once("open", "packs/", errno.EMFILE),
+    "read back EIO": once("read", "packs/", errno.EIO),
+    "read back with a wrong bit": once("read", "packs/", Effect(flip_bit=70)),
+}
+
+
+@pytest.mark.parametrize("what", AFTER_THE_RENAME)
+def test_a_pack_that_failed_after_its_rename_hides_nothing_and_revives_nothing(what: str) -> None:
+    disk, model = model_on()
+    model.put(values(1, "a", "b"))
+    model.commit()
+    with case(FaultClass.DISK_REFUSES, f"seal: {what}"):
+        disk.fault = AFTER_THE_RENAME[what]
+        with pytest.raises((DiskError, CorruptError)):
+            model.put(values(2, "a", "b"))
+        disk.fault = None
+        assert len(disk.list("packs")) == 1, "it kept its name"
+        model.commit()
+        model.close()
+        model.start()
+        assert model.open.verify(all_blocks=True).findings == []
+        model.check()
+        assert set(model.certain) == {b"a", b"b"}
+        # What supersedes it is committed, then evicted and pruned: a rebuild has only the rest.
+        model.put(values(3, "a"))
+        model.put(values(4, "c"))
+        model.remove([b"a"])
+        for _ in range(3):
+            model.put(values(5, "d"))
+            model.commit()
+        model.rebuild()
+        model.commit()
+        model.check()
+        assert b"a" not in model.certain
+
+
+def test_a_pack_whose_name_cannot_be_taken_back_is_taken_in_by_the_next_life() -> None:
+    disk, model = model_on()
+    model.put(values(1, "a", "b"))
+    model.commit()
+    with case(FaultClass.DISK_REFUSES, "seal: syncdir EIO, and remove EIO"):
+        disk.fault = lambda one: (
+            errno.EIO if one.kind in {"syncdir", "remove"} and one.name.startswith("packs") else 0
+        )
+        with pytest.raises(DiskError):
+            model.put(values(2, "a", "b"))
+        disk.fault = None
+        model.commit()
+        model.close()
+        model.start()
+        model.check()
+        assert set(model.certain) == {b"a", b"b"}, "blocks that were committed are gone"
+
+
+def test_a_rebuild_that_cannot_read_a_pack_does_not_bring_back_what_it_removed() -> None:
+    disk, model = model_on(retain=1)
+    model.put(values(1, "a", "b"))
+    model.commit()
+    model.remove([b"a"])
+    model.put(values(2, "c"))  # this pack is all that says it, but for the manifest
+    model.commit()
+    assert disk.list("journal") == []
+    says_it = disk.list("packs")[-1]
+    with case(FaultClass.DISK_REFUSES, "rebuild: open of a pack EMFILE"):
+        disk.fault = always("open", says_it, errno.EMFILE)
+        recovery = model.open.rebuild()
+        disk.fault = None
+        assert recovery.unreadable_packs
+        assert b"a" not in model.readable()[0]
+
+
+def test_a_start_that_cannot_open_a_journal_file_fails_and_the_next_one_works() -> None:
+    disk, model = model_on()
+    model.put(values(1, "a", "b"))
+    model.commit()
+    model.remove([b"a"])
+    model.close()
+    with case(FaultClass.DISK_REFUSES, "recovery: open of a journal file EMFILE"):
+        disk.fault = always("open", "journal/", errno.EMFILE)
+        with pytest.raises(DiskError) as caught:
+            model.start()
+        assert caught.value.errno == errno.EMFILE
+        disk.fault = None
+        model.start()
+        model.check()
+        assert b"a" not in model.certain
+
+
+@pytest.mark.parametrize("kind", ["open", "size", "read"])
+def test_a_journal_file_that_fails_to_be_read_once_is_read_again(kind: str) -> None:
+    disk, model = model_on()
+    model.put(values(1, "a", "b"))
+    model.commit()
+    model.remove([b"a"])
+    model.close()
+    with case(FaultClass.DISK_REFUSES, f"recovery: {kind} of a journal file EIO, once"):
+        disk.fault = once(kind, "journal/", errno.EIO)
+        recovery = model.start()
+        assert recovery.journal_findings == []
+        model.check()
+        assert b"a" not in model.certain
+
+
+@pytest.mark.parametrize("page", range(5))
+def test_a_page_of_the_journal_that_the_medium_does_not_give_loses_no_removal(page: int) -> None:
+    """A read of the whole file fails, and so does that of one page, for ever."""
+    disk, model = model_on()
+    model.put(values(1, "a", "b"))
+    model.commit()
+    model.close()
+    model.start()
+    model.remove([b"a"])
+    model.close()
+    reads = 0
+
+    def bad_sector(operation: Operation) -> int:
+        nonlocal reads
+        if operation.kind != "read" or "journal/" not in operation.name:
+            return 0
+        reads += 1
+        return errno.EIO if reads in {1, page + 2} else 0
+
+    with case(FaultClass.DISK_REFUSES, f"recovery: a bad sector in page {page} of the journal"):
+        disk.fault = bad_sector
+        model.start()
+        disk.fault = None
+        model.check()
+        assert b"a" not in model.certain
+        disk.crash(LOSES_ALL)
+        model.start()
+        model.check()
+        assert b"a" not in model.certain
