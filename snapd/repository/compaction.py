@@ -44,9 +44,10 @@ from snapd.repository.files import aligned_buffer
 from snapd.repository.state import RepositoryState
 from snapd.repository.writer import PackWriter
 
-WINDOW_BYTES_MAX = 32 * 2**20
-"""Bytes of blocks in private memory at a time. An encoder may need as much again."""
-_WINDOW_BLOCKS_MAX = 8192
+WINDOW_BYTES_MAX = 16 * 2**20
+"""Bytes of blocks in private memory at a time. Decoding and encoding may need as much again each,
+so that all of it stays under 64 MiB. A block that is longer is a window of its own."""
+_WINDOW_BLOCKS_MAX = 4096
 
 Moved = Callable[[I64, I64], None]
 """moved(old, new): the blocks of these catalog rows, int64 [n] each, are at those rows now."""

@@ -22,6 +22,9 @@ from snapd.repository.writer import PackWriter
 
 _REMOVALS_PER_CALL = REMOVALS_MAX // 4
 """Removals that are journaled at a time; a call with more seals packs in between."""
+RECENT_REMOVALS_MAX = 1 << 18
+"""Removals remembered for packs that are being written, about 100 bytes each, beyond which these
+are sealed early. A pack of a paced compaction may be open for minutes."""
 
 
 class Intake:
@@ -51,8 +54,14 @@ class Intake:
         """Packs that failed and whose names could not be taken back."""
         self._recent: list[Removals] = []
         """Removals since the oldest of these writers began: its blocks may be older than they."""
+        self._recent_rows = 0
         self.journal_sealed = 0
         """Journal files up to this one are covered by sealed packs."""
+
+    @property
+    def crowded(self) -> bool:
+        """Whether very many removals are remembered because packs are being written."""
+        return self._recent_rows > RECENT_REMOVALS_MAX
 
     @property
     def removals_pending(self) -> int:
@@ -159,7 +168,7 @@ class Intake:
             self.journal_sealed = max(self.journal_sealed, through)
             if len(superseded) and len(self._writers) > 1:
                 # Another pack that is being written may hold a copy of what this one superseded.
-                self._recent.append(Removals.of_blocks(superseded))
+                self._remember(Removals.of_blocks(superseded))
         return np.arange(rows.start, rows.stop), superseded
 
     def superseded(self, blocks: BlockTable) -> None:
@@ -185,7 +194,7 @@ class Intake:
         catalog = self._state.catalog
         with catalog.lock:
             # A pack that is being written may hold what this removes, and be sealed later.
-            self._recent.append(removals)
+            self._remember(removals)
             gone = catalog.remove(removals)
             self._trim_recent()
             return gone
@@ -194,6 +203,11 @@ class Intake:
         """Forget removals that every pack from now on will know of."""
         if not self._writers:
             self._recent.clear()
+            self._recent_rows = 0
+
+    def _remember(self, removals: Removals) -> None:
+        self._recent.append(removals)
+        self._recent_rows += len(removals)
 
 
 def _covered(blocks: BlockTable, recent: list[Removals]) -> I64:

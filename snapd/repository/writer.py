@@ -45,6 +45,10 @@ AdoptingPack = Callable[[], AbstractContextManager[Callable[[I64], None]]]
 class PackOwner(Protocol):
     """What a writer needs of the repository."""
 
+    @property
+    def crowded(self) -> bool:
+        """Whether packs should be sealed soon, so that what they wait for can be forgotten."""
+
     def pack_index(self, writer: PackWriter, blocks: BlockTable) -> PackIndex:
         """The index to seal: these blocks and what the repository has to say beside them."""
 
@@ -91,8 +95,9 @@ class PackWriter:
 
     @property
     def full(self) -> bool:
-        """Whether the pack has the size at which it should be sealed."""
-        return self._end >= self._bytes_max
+        """Whether the pack should be sealed: it has its size, or its owner has to remember too much
+        on its account."""
+        return self._end >= self._bytes_max or (self._end > 0 and self._owner.crowded)
 
     @property
     def appended(self) -> int:

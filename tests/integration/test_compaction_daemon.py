@@ -148,6 +148,20 @@ def test_a_copy_that_took_over_unseen_is_no_reason_to_drop_a_cold_block(scene: S
     assert daemon.warm().loaded == len(BLOCKS)
 
 
+def test_what_a_session_has_still_to_let_go_is_let_go_at_the_copies(scene: Scene) -> None:
+    """Rows that the store refused to register, and rows that it had no slot for."""
+    daemon = scene.daemon
+    assert daemon.session is not None
+    rows = daemon.repository.catalog.live_rows()
+    daemon.session.refused.append(rows[:2])
+    daemon.session.no_slot.append(rows[2:4])
+    daemon.compact()
+    copies = daemon.repository.catalog.newest_copies(rows[:4])
+    assert not set(copies.tolist()) & set(rows.tolist())
+    assert np.concatenate(daemon.session.refused).tolist() == copies[:2].tolist()
+    assert np.concatenate(daemon.session.no_slot).tolist() == copies[2:].tolist()
+
+
 def test_a_removal_after_a_compaction_finds_the_copy(scene: Scene) -> None:
     daemon = scene.daemon
     daemon.flush()

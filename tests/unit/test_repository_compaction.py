@@ -15,7 +15,7 @@ from snapd.blocks import Codec, KeyColumn, hash_keys
 from snapd.blocks.keys import I64
 from snapd.disk.simulated import SimulatedDisk
 from snapd.errors import DiskError
-from snapd.repository import Moved, Purge, Repository, RowState
+from snapd.repository import Moved, Purge, Repository, RowState, intake
 
 SEED = 11_031
 SIZE = 6000
@@ -276,6 +276,28 @@ def test_a_purge_reaches_blocks_that_moved_while_it_went_on() -> None:
         assert contents_of(repository) == values(1, "b")
         assert purge.erase().keys == 1
     assert after(disk, "rebuild") == values(1, "b")
+
+
+def test_removals_in_great_number_seal_a_pack_that_is_open_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intake, "RECENT_REMOVALS_MAX", 3)
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        for name in ("a", "b", "c"):
+            put(repository, values(1, name), sequence=1)
+        calls = 0
+
+        def pace(amount: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                remove(repository, [b"a", b"x", b"y", b"z"], sequence=7)
+
+        result = repository.compact([1, 2, 3], pace=pace)
+        assert (result.packs_written, result.copied, result.died) == (2, 2, 1)
+        assert contents_of(repository) == values(1, "b", "c")
+    assert after(disk, "rebuild") == values(1, "b", "c")
 
 
 # --- damage and failures --------------------------------------------------------------------------
