@@ -52,6 +52,7 @@ class PosixDisk:
         except OSError as error:
             raise self._failure("open directory", "", error) from error
         self._direct_refused = threading.Event()
+        self._writer: PosixLock | None = None
 
     def close(self) -> None:
         """Close the root; files and locks that are open stay so. Idempotent."""
@@ -81,7 +82,7 @@ class PosixDisk:
                 return sorted(os.listdir(descriptor))
         except DiskError as error:
             if error.errno == errno.ENOENT:
-                return []
+                return ()
             raise
 
     def make_directory(self, name: str) -> None:
@@ -120,7 +121,11 @@ class PosixDisk:
         return DiskUsage(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
 
     def lock(self, name: str, *, shared: bool = False) -> PosixLock:
-        """Lock a file with `flock`, which the kernel releases with the last descriptor."""
+        """Lock a file with `flock`, which the kernel releases with the last descriptor.
+
+        A file can be deleted, and then the next process locks another one of the same name. So who
+        first takes a lock alone, which is the writer's, locks the root directory itself as well.
+        """
         flags = os.O_RDWR | os.O_CREAT | _BASE_FLAGS
         with self._parent(name, "open lock") as (parent, leaf):
             try:
@@ -144,7 +149,33 @@ class PosixDisk:
         except OSError as error:
             os.close(descriptor)
             raise self._failure("lock", name, error) from error
-        return PosixLock(descriptor)
+        if shared or (self._writer is not None and self._writer.is_held):
+            return PosixLock(descriptor)
+        try:
+            self._writer = PosixLock(descriptor, *self._lock_root())
+        except LockHeldError:
+            os.close(descriptor)
+            raise
+        return self._writer
+
+    def _lock_root(self) -> tuple[int, ...]:
+        """A descriptor that holds the root directory's lock; none where directories have no locks
+        (a network file system, say). Raises LockHeldError."""
+        descriptor = -1
+        try:
+            descriptor = os.open(".", _DIRECTORY_FLAGS, dir_fd=self._root)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise LockHeldError(
+                f"{self.root} is locked by another process, though its lock file is not: stop that "
+                "process (`fuser` names it), or use another directory"
+            ) from error
+        except OSError:
+            if descriptor >= 0:
+                os.close(descriptor)
+            return ()
+        return (descriptor,)
 
     def _open_direct(self, leaf: str, flags: int, parent: int) -> int:
         """A descriptor with O_DIRECT, or -1 where the file system has none (warned of once)."""
@@ -267,11 +298,15 @@ class PosixFile:
 class PosixLock:
     """A held lock; the kernel releases it when the process dies."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, *descriptors: int) -> None:
+        self._descriptors = list(descriptors)
+
+    @property
+    def is_held(self) -> bool:
+        """Until `release`."""
+        return bool(self._descriptors)
 
     def release(self) -> None:
         """Give it up; idempotent."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        while self._descriptors:
+            os.close(self._descriptors.pop())

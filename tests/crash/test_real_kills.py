@@ -40,6 +40,8 @@ class Schedule:
             self.cool()
         seen = self.aim(phase)
         with case(FaultClass.KILL, f"{victim} in {seen}, kill {number} of schedule {self.seed}"):
+            if phase == "start" and from_disk:
+                self.site.shared.paused = True  # see `cool`
             self.kill(victim)
             self.start_what_is_dead()
             if phase == "start":
@@ -83,9 +85,15 @@ class Schedule:
         return phase if hit else f"load, after waiting for a {phase}"
 
     def cool(self) -> None:
-        """The memory is lost first, and comes back slowly."""
+        """The memory is lost first, and comes back slowly.
+
+        Nobody writes until the daemon is back: what a store without a daemon is given can be lost
+        with its memory, and the disk's older version is back then (decision 0010 says so).
+        """
+        self.site.shared.paused = True
         self.site.power_cut()
         self.site.start()
+        self.site.shared.paused = False
 
     def files(self, directory: str, end: str) -> list[Path]:
         place = self.site.repository / directory
@@ -150,3 +158,23 @@ def test_two_daemons_at_once_are_one(tmp_path: Path) -> None:
             for one in both:
                 one.kill()
                 one.wait()
+
+
+def test_a_lock_file_that_is_deleted_lets_no_second_writer_in(tmp_path: Path) -> None:
+    """The second has a runtime directory of its own, so that only the repository can tell."""
+    with RealSite(tmp_path, seed=4) as site, case(FaultClass.KILL, "lock file deleted"):
+        site.start()
+        site.start_client(0)
+        wait_for(lambda: site.shared.moved > 20, 20.0, 0.01)
+        promise = site.committed()
+        (site.repository / "lock").unlink()
+        ours = dict(site._settings)
+        site.configure(runtime_dir=tmp_path / "other", segment_path=f"{site.segment_path}-other")
+        second = site._spawn("snapd.daemon")
+        assert second.wait(20) == 5
+        assert site.logged("though its lock file is not") == 1
+        site.configure(**ours)
+        site.snapshot()
+        site.power_cut()
+        site.start()
+        site.audit(promise)

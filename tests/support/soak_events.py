@@ -94,9 +94,12 @@ class SoakEvents:
         time.sleep(self.chance.uniform(0.0, 1.5))
         self.site.power_cut()
         self.site.configure(**self.settings())
+        again = self.chance.random() < 0.3
+        # What a store without a daemon is given can be lost with its memory (decision 0010).
+        self.site.shared.paused = again
         self.site.start_store(wait=False)
         self.site.start_daemon(wait=False)
-        if self.chance.random() < 0.3:
+        if again:
             time.sleep(self.chance.uniform(0.2, 1.5))
             self.site.power_cut()
             self.site.start_store(wait=False)
@@ -165,6 +168,7 @@ class SoakEvents:
 
     def removals(self) -> None:
         """Many at once, from here, and right after that the power goes."""
+        self._committed()
         client, ledger = self.site.auditor(), self.site.shared.ledger
         picks = np.array(self.chance.sample(range(self.site.spec.blocks), 32))
         claim = ledger.begin_remove(picks, 63)
@@ -245,6 +249,7 @@ class SoakEvents:
         """Everything serves again, and the promise is kept."""
         site = self.site
         site.wait_ready(READY_SECONDS)
+        site.shared.paused = False
         quarantined = site.metric("blocks_quarantined_total")
         assert not quarantined, f"{quarantined} blocks in quarantine, and nothing was damaged"
         # A budget may drop what a snapshot had: that is counted, and no loss.
