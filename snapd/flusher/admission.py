@@ -45,7 +45,7 @@ class Admission:
         self._live_bytes = 0
         self._live_max = 0
         self._taken = 0
-        """Bytes that were let in since the live bytes were last added up."""
+        """Bytes that were let in since this flush began."""
         self._seen: U64 = np.zeros(0, np.uint64)
         """By slot: the version that was counted as left out."""
         self._seen_in: Residency | None = None
@@ -63,8 +63,7 @@ class Admission:
         grown = 15 * state.limits.live_max > 16 * self._live_max
         self._live_max, self.pack_bytes_max = state.limits.live_max, state.pack_bytes_max
         self.bound = state.bound
-        if self._curve is None:
-            self._live_bytes, self._taken = self._sum_live(), 0
+        self._live_bytes, self._taken = self._sum_live(), 0
         residency = session.residency
         if self._seen_in is not residency:
             self._seen, self._seen_in = np.zeros(len(residency.sequence), np.uint64), residency
@@ -103,7 +102,7 @@ class Admission:
     def committed(self, session: Session | None, source: Source | None) -> None:
         """Heat is new and a manifest is durable: judge again what may be hot enough by now."""
         self._curve = None
-        self._live_bytes, self._taken = self._sum_live(), 0
+        self._live_bytes = self._sum_live()
         if session is None or source is None:
             return
         residency = session.residency
