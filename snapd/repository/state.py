@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from snapd.errors import CorruptError
+from snapd.errors import CorruptError, DiskError
 from snapd.formats.removals import Removals
-from snapd.formats.tables import FINGERPRINTS_MAX, Incarnation
+from snapd.formats.tables import COUNTER_MAX, FINGERPRINTS_MAX, Incarnation
 from snapd.repository.catalog import Catalog
 from snapd.repository.names import PACK_SEQUENCE_MAX, SEQUENCE_MAX, next_number, pack_name
 
@@ -145,11 +145,16 @@ class RepositoryState:
     def keep_dead(self, known: RepositoryState) -> None:
         """Kill here what is dead in `known`: a pack that cannot be read may be all that says so."""
         rows = known.catalog.rows()
-        dead = rows[~known.catalog.is_live(rows)]
+        # An original that compaction copied has the version of its copy: it ended only with that.
+        dead = rows[~known.catalog.is_live(known.catalog.newest_copies(rows))]
         self.catalog.remove(Removals.of_blocks(known.catalog.take(dead)))
 
     def next_ordinal(self) -> int:
         """The ordinal of the next incarnation: above every one that any version carries, and above
-        those that were given out and failed to become durable, because they may be found later."""
-        self.ordinal_last = max(self.ordinal_last, self.catalog.ordinal_last) + 1
+        those that were given out and failed to become durable, because they may be found later.
+        Raises DiskError when they are used up."""
+        highest = max(self.ordinal_last, self.catalog.ordinal_last)
+        if highest >= COUNTER_MAX:
+            raise DiskError("ordinals of incarnations are used up: move the repository aside")
+        self.ordinal_last = highest + 1
         return self.ordinal_last

@@ -320,6 +320,23 @@ def test_a_bad_block_is_counted_and_kept_for_a_look_and_never_copied() -> None:
     assert after(disk, "recover") == values(1, "a", "c")
 
 
+def test_a_rebuild_beside_a_damaged_pack_keeps_the_copies_of_dead_originals() -> None:
+    disk = SimulatedDisk(SEED)
+    with opened(disk) as repository:
+        put(repository, values(1, "a", "b", "removed"), sequence=1)
+        put(repository, values(1, "lost"), sequence=1)
+        remove(repository, [b"removed"], sequence=2)
+        repository.commit()
+        repository.compact([1])
+        [name] = [pack.name for pack in repository.packs() if pack.sequence == 2]
+        disk.replace_contents(name, disk.contents(name)[:-4096])
+    disk.crash()
+    with opened(disk) as repository:
+        assert [pack.sequence for pack in repository.packs()] == [1, 3]
+        assert repository.rebuild().unreadable_packs
+        assert contents_of(repository) == values(1, "a", "b")
+
+
 @pytest.mark.parametrize("kind", ["create", "read", "write", "sync", "rename", "syncdir"])
 def test_a_disk_that_fails_costs_no_block_and_the_next_try_works(kind: str) -> None:
     disk = SimulatedDisk(SEED)
