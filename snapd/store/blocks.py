@@ -276,6 +276,8 @@ class BlockStore:
 
     def free(self, rows: I64) -> None:
         """Free slots that the index does not name."""
+        if not len(rows):
+            return
         self.pin_owner[rows] = 0
         cold = rows[self.book.state[rows] == SlotState.COLD]
         if len(cold):

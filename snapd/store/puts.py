@@ -158,10 +158,13 @@ class Puts:
         old = existing[wins]
         hashes, new = keys.hashes[wins], rows[wins]
         replaces = old >= 0
-        blocks.index.replace(hashes[replaces], old[replaces], new[replaces])
+        if replaces.any():
+            blocks.index.replace(hashes[replaces], old[replaces], new[replaces])
         blocks.index.insert(hashes[~replaces], new[~replaces])
         self._replace_on_disk(keys, np.flatnonzero(wins)[~replaces], rows)
-        self._replace(old[replaces], new[replaces], keys.keys.take(wins).take(replaces))
+        if replaces.any():
+            names = keys.keys.take(np.flatnonzero(wins)[replaces])
+            self._replace(old[replaces], new[replaces], names)
         blocks.free(rows[~wins])
         blocks.counters.puts += int(wins.sum())
         codes = np.where(wins, ReturnCode.OK, ReturnCode.OBJECT_ALREADY_EXISTS)

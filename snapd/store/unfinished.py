@@ -50,6 +50,8 @@ class Unfinished:
 
         A block that is larger than they allow is taken when nothing else is unfinished.
         """
+        if self._share(writer, units, units_capacity, slots_capacity) <= SMALL_SHARE:
+            return np.ones(len(units), np.bool_)  # nearly always, and in a few steps
         more_units, more_slots = np.cumsum(units), np.arange(1, len(units) + 1)
         theirs = np.maximum(
             (self._units[writer] + more_units) / units_capacity,
@@ -65,13 +67,30 @@ class Unfinished:
             allowed[:1] = True
         return allowed
 
+    def _share(self, writer: int, units: I64, units_capacity: int, slots_capacity: int) -> float:
+        """What the writer would have unfinished with all of these."""
+        return max(
+            (self._units[writer] + int(units.sum())) / units_capacity,
+            (self._slots[writer] + len(units)) / slots_capacity,
+        )
+
     def _count(self, records: Slots, sign: int) -> None:
-        units = data_units(records["size"])
-        for writer in np.unique(records["writer"]).tolist():
-            theirs = records["writer"] == writer
-            self._units[writer] += sign * int(units[theirs].sum())
-            self._slots[writer] += sign * int(theirs.sum())
-            if not self._slots[writer]:
-                del self._slots[writer], self._units[writer]
-        self._all_units += sign * int(units.sum())
-        self._all_slots += sign * len(records)
+        """Add or take away the records of one writer, or of several."""
+        if not len(records):
+            return
+        writers, units = records["writer"], data_units(records["size"])
+        first = int(writers[0])
+        if bool((writers == first).all()):
+            self._change(first, sign * int(units.sum()), sign * len(records))
+            return
+        for writer in np.unique(writers).tolist():
+            theirs = writers == writer
+            self._change(writer, sign * int(units[theirs].sum()), sign * int(theirs.sum()))
+
+    def _change(self, writer: int, units: int, slots: int) -> None:
+        self._units[writer] += units
+        self._slots[writer] += slots
+        if not self._slots[writer]:
+            del self._slots[writer], self._units[writer]
+        self._all_units += units
+        self._all_slots += slots
