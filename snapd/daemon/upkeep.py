@@ -22,6 +22,7 @@ from snapd.repository.purge import Rewrite
 from snapd.warmup.reconcile import RemovalBarrier
 
 _DESCRIBE_SLOTS = 65_536
+_LOOKS_MAX = 3
 _SETTLE_SECONDS = 5.0
 """How long is waited for a store that was just attached."""
 _POLL_SECONDS = 0.05
@@ -59,7 +60,7 @@ class Upkeep:
         """Remove the keys that begin with `prefix`, all with the empty one, from store and disk,
         and delete what holds their bytes.
 
-        When this returns the removal is durable. Blocks that are put while it runs may stay. Raises
+        When this returns the removal is durable. What is put while it runs may go or stay. Raises
         RefusedError while the store is not settled, StoreUnavailableError, DiskError, CorruptError.
         """
         with self._one_at_a_time():
@@ -110,14 +111,20 @@ class Upkeep:
     def _remove_from_store(self, session: Session, purge: Purge, prefix: bytes) -> None:
         if session.open_remover is None:
             raise RefusedError("this kind of store cannot be purged")
-        with closing(session.open_source()) as source:
-            keys = _keys_with(source, prefix)
-        purge.note(keys.hashes())
-        with closing(session.open_remover()) as remover:
-            if prefix:
+        with (
+            closing(session.open_source()) as source,
+            closing(session.open_remover()) as remover,
+        ):
+            # A look passes over slots that change under it: the next one finds them.
+            for _ in range(_LOOKS_MAX):
+                keys = _keys_with(source, prefix)
+                purge.note(keys.hashes())
+                if not prefix:
+                    remover.remove_all()
+                    return
+                if not len(keys):
+                    return
                 remover.remove(keys)
-            else:
-                remover.remove_all()
 
 
 def _keys_with(source: Source, prefix: bytes) -> KeyColumn:

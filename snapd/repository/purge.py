@@ -235,10 +235,19 @@ class Purge:
             for directory in (aside, *(f"{aside}/{name}" for name in DIRECTORIES)):
                 names = [
                     name
-                    for name in disk.list(directory)
+                    for name in self._listed(directory)
                     if name not in DIRECTORIES and self._may_hold(directory, name)
                 ]
                 self.result.aside_files += self._delete(directory, names)
+
+    def _listed(self, directory: str) -> Sequence[str]:
+        """Names in a directory; none if it is something else, which is not ours."""
+        try:
+            return self._repository.disk.list(directory)
+        except DiskError as error:
+            if error.errno not in {errno.ENOTDIR, errno.ELOOP}:
+                raise
+            return []
 
     def _may_hold(self, directory: str, name: str) -> bool:
         if self._prefix and (name.endswith(_WITHOUT_BLOCKS) or name == REPOSITORY_FILE):
@@ -258,13 +267,19 @@ class Purge:
         return bool(keys.starts_with(self._prefix).any())
 
     def _delete(self, directory: str, names: Sequence[str]) -> int:
+        """Delete files; returns how many. One that is gone is gone, whoever did it. A directory is
+        for people to look at."""
         disk = self._repository.disk
+        deleted = 0
         for name in names:
             try:
                 disk.remove(f"{directory}/{name}")
+                deleted += 1
             except DiskError as error:
-                if error.errno != errno.ENOENT:  # gone is gone, whoever did it
+                if error.errno == errno.EISDIR:
+                    self.result.blocked = f"{directory}/{name} is a directory: see what is in it"
+                elif error.errno != errno.ENOENT:
                     raise
-        if names:
+        if deleted:
             disk.sync_directory(directory)
-        return len(names)
+        return deleted

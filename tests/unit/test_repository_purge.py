@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fault_ledger import FaultClass, case
 from repository_kit import append, contents_of, put, remove
 
+from snapd.disk.posix import PosixDisk
 from snapd.disk.simulated import SimulatedCrash, SimulatedDisk
 from snapd.errors import SnapdError
 from snapd.formats.sealed import PAGE_BYTES
@@ -306,6 +308,24 @@ def test_one_failure_in_a_purge_moves_no_good_snapshot_aside(prefix: bytes) -> N
             hit = fail_once(prefix, number)
         number += 3
     assert number > 40
+
+
+def test_what_is_no_file_of_ours_stops_no_purge(tmp_path: Path) -> None:
+    disk = PosixDisk(tmp_path)
+    with Repository.open(disk) as repository:
+        repository.recover()
+        put(repository, {b"user-7/a": secret(1), b"keep": plain(1)})
+        (tmp_path / "aside-file").write_bytes(b"somebody's own")
+        (tmp_path / "aside-link").symlink_to("/")
+        (tmp_path / "aside-1" / "inner").mkdir(parents=True)
+        (tmp_path / "quarantine" / "inner").mkdir()
+        result = run(repository)
+        assert "inner is a directory" in result.blocked
+        assert contents_of(repository) == {b"keep": plain(1)}
+    disk.close()
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert not [path for path in left if SECRET in path.read_bytes()]
+    assert (tmp_path / "aside-file").read_bytes() == b"somebody's own"
 
 
 def test_prefixes_compare_bytes() -> None:
