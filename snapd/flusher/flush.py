@@ -183,14 +183,15 @@ class Flush:
         """Journal that what the disk has of these keys is over, where it is not the same bytes: a
         new version on disk would have said so, and there is going to be none."""
         catalog = self.repository.catalog
-        found = catalog.find(table.keys, table.key_hash)
-        at = np.flatnonzero(found >= 0)
-        rows = found[at]
-        state = catalog.state_of(rows)
-        alive = (state == RowState.LIVE) | (state == RowState.EVICTED)
-        rows = rows[alive & ~self._same(table, at, rows)]
-        if len(rows):
-            self.repository.journal(Removals.of_blocks(catalog.take(rows)))
+        with catalog.lock:  # or compaction could move a block between two of these looks
+            found = catalog.find(table.keys, table.key_hash)
+            at = np.flatnonzero(found >= 0)
+            rows = found[at]
+            state = catalog.state_of(rows)
+            alive = (state == RowState.LIVE) | (state == RowState.EVICTED)
+            over = Removals.of_blocks(catalog.take(rows[alive & ~self._same(table, at, rows)]))
+        if len(over):
+            self.repository.journal(over)
 
     def _same(self, table: BlockTable, at: I64, rows: I64) -> Bools:
         """Whether these catalog rows hold the bytes of the blocks at these positions."""

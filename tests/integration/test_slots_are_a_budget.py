@@ -33,7 +33,7 @@ def test_the_coldest_leave_and_what_was_removed_meanwhile_does_not_come_back(
         keys = catalog.take(rows).keys.to_list()
         heat = np.array([float(2 ** (NAMES.index(key) / 4)) for key in keys], np.float32)
         catalog.set_heat(rows, heat)
-        daemon.commit()
+        daemon.repository.commit()  # with this heat, not the store's
 
         def again(slots: int) -> LocalDaemon:
             daemon.close()
