@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from fault_ledger import FaultClass, case
 from hostile_cases import (
+    OUTSIDE,
     Hostile,
     Layout,
     flip,
@@ -135,6 +136,8 @@ def _try_on_a_copy(ours: Path, tree: Path, one: Hostile, expected: Expected) -> 
         try_writing(tree, one, expected)
         if one.keeps_all:
             check_kept(ours, tree)
+        for outside in (*tree.glob("*-outside"), *tree.parent.glob("*-outside")):
+            assert outside.read_bytes() == OUTSIDE, f"{outside.name} was written to"
     finally:
         shutil.rmtree(tree.parent)
         tree.parent.mkdir()

@@ -30,6 +30,8 @@ from snapd.formats.sections import ENTRY_DTYPE, HEAD_DTYPE
 
 Apply = Callable[[Path], None]
 
+OUTSIDE = b"belongs to somebody else"
+"""What is in a file that has a second name in the repository."""
 KEYED = {
     int(PackSection.KEY_LENGTHS),
     int(PackSection.KEY_HEAP),
@@ -634,7 +636,7 @@ def _plant_socket(path: Path) -> None:
 def _plant_hard_link(path: Path) -> None:
     """A file that has a second name outside; if snapd wrote to it, that would change as well."""
     outside = path.parent.parent / f"{path.parent.name}-outside"
-    outside.write_bytes(b"belongs to somebody else")
+    outside.write_bytes(OUTSIDE)
     os.link(outside, path)
 
 
