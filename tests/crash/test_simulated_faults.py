@@ -144,6 +144,17 @@ def test_bytes_change_at_rest(life: str, retain: int, share: int) -> None:
     assert tried > 0
 
 
+def test_bytes_change_at_rest_on_the_smallest_repository() -> None:
+    """One pack, one manifest, one journal file: every lie about every page."""
+    fault = Fault("journaled")
+    disk, model = lived(fault, 5)
+    assert {name.partition("/")[0] for name in disk.files()} >= {"packs", "manifests", "journal"}
+    for lie, words in lies_about(disk, 5):
+        name = f"journaled 2, after 5 steps: {words}"
+        with told(Fault("journaled", lie=str(lie)), FaultClass.DISK_LIES, name):
+            check_lie(disk, model, lie)
+
+
 @pytest.mark.parametrize(
     ("share", "kinds"),
     [
