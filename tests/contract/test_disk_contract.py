@@ -158,6 +158,13 @@ def test_locks(disk: Disk) -> None:
     disk.lock("lock").release()
 
 
+def test_a_lock_makes_its_file(disk: Disk) -> None:
+    lock = disk.lock("lock")
+    assert list(disk.list("")) == ["lock"]
+    lock.release()
+    assert list(disk.list("")) == ["lock"]
+
+
 def test_usage_is_sane(disk: Disk) -> None:
     usage = disk.usage()
     assert 0 < usage.free_bytes <= usage.capacity_bytes
