@@ -155,7 +155,8 @@ class Budget:
         # A commit writes a manifest beside those that are there.
         reserve = min(bytes_max // _RESERVE_SHARE, _RESERVE_BYTES_MAX)
         reserve += max(_MANIFEST_BYTES_MIN, use.manifests)
-        limits = SpaceLimits(bytes_max, min(2 * pack_bytes_max, bytes_max // 8), reserve)
+        headroom = min(2 * pack_bytes_max, bytes_max // 8)
+        limits = SpaceLimits(bytes_max, headroom, reserve, pack_bytes_max)
         return SpaceState(limits, use, bound, pack_bytes_max)
 
     def room(self) -> Room:

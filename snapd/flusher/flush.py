@@ -148,9 +148,9 @@ class Flush:
         table = self._identify(table)
         table = table.take(self._unmatched(table))
         order = np.arange(len(table), dtype=np.int64)
-        for piece in windows(
-            order, table.size, bytes_max=self.piece_bytes_max, blocks_max=_DESCRIBE_SLOTS
-        ):
+        # A pack is sealed between two pieces, so a piece is no longer than a pack.
+        bytes_max = min(self.piece_bytes_max, self.admission.pack_bytes_max)
+        for piece in windows(order, table.size, bytes_max=bytes_max, blocks_max=_DESCRIBE_SLOTS):
             part = table if len(piece) == len(table) else table.take(piece)
             if not self._in_time(part):
                 return False

@@ -49,8 +49,10 @@ SMALL_SHARE = 0.125
 SMALL_PACKS_MAX = 256
 """Small packs beyond which they are merged. A flush every few seconds seals a pack each; every one
 costs a restart a read. A block is merged at most as often as 256 small ones fit into each other."""
-_COPY_OVERHEAD_BYTES = 32_768
-"""What a new pack takes beside its blocks and what the old one took beside its own."""
+_COPY_OVERHEAD_BYTES = 4096
+"""What a copy takes beside its blocks and what the old pack took beside its own."""
+PACK_OVERHEAD_BYTES = 16_384
+"""About what a pack takes beside its blocks: header, trailer, index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class SpaceLimits:
     """Kept for copies: a full pack."""
     reserve_bytes: int
     """Kept for manifests and removals, which are never refused."""
+    pack_bytes_max: int = 1 << 62
+    """Bytes at which packs are sealed: what they take beside blocks comes off the live share."""
 
     @property
     def copies_up_to(self) -> int:
@@ -78,7 +82,8 @@ class SpaceLimits:
     def live_max(self) -> int:
         """Most bytes of live blocks. In a budget so small that headroom and reserve are most of
         it, what is left of it."""
-        return min(int(LIVE_SHARE * self.bytes_max), int(STOP_SHARE * self.flushes_up_to))
+        files = min(int(LIVE_SHARE * self.bytes_max), int(STOP_SHARE * self.flushes_up_to))
+        return files * self.pack_bytes_max // (self.pack_bytes_max + PACK_OVERHEAD_BYTES)
 
     @property
     def start(self) -> int:
@@ -189,7 +194,7 @@ def plan_space(
         compact = _to_clean(packs, live, WORTH_SHARE, limits.copies_up_to - used)
         compact = _enough(packs, live, compact, after - limits.stop)
     freed = used - after
-    if after > limits.stop and not len(compact) and not freed:
+    if after > limits.start and not len(compact) and not freed:
         let_go = _whole_packs(packs, rows, live, after - limits.stop)
         drop = np.concatenate([drop, let_go[~np.isin(let_go, drop)]])
         live = _bytes_by_pack(rows, _others(drop, len(rows.pack)), len(live))

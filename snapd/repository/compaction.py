@@ -112,11 +112,14 @@ class Compaction:
         blocks: Blocks,
         begin_pack: Callable[[], PackWriter],
         *,
+        pack_bytes_max: int,
         pace: Callable[[int], None],
         adopting: Adopting,
         stop: Callable[[], bool],
     ) -> None:
         self._state = state
+        # A pack is sealed between two windows: under a small budget packs are small.
+        self._window_bytes_max = min(WINDOW_BYTES_MAX, pack_bytes_max)
         self._blocks = blocks
         self._begin_pack = begin_pack
         self._pace = pace
@@ -156,7 +159,10 @@ class Compaction:
             rows = rows[np.argsort(catalog.column("pack_offset", rows), kind="stable")]
             size = padded_sizes(catalog.column("size", rows))
         for piece in windows(
-            np.arange(len(rows)), size, bytes_max=WINDOW_BYTES_MAX, blocks_max=_WINDOW_BLOCKS_MAX
+            np.arange(len(rows)),
+            size,
+            bytes_max=self._window_bytes_max,
+            blocks_max=_WINDOW_BLOCKS_MAX,
         ):
             if self._stop():
                 return False

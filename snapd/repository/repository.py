@@ -143,7 +143,7 @@ class Repository:
         """Find out what is there: see `recover_state`. Fills `catalog`.
 
         If nothing at all can be used and there are damaged files, these are moved aside (never
-        deleted) and the repository starts empty. Raises DiskError.
+        deleted) and the repository starts empty. Raises DiskError, also for a journal file.
         """
         return self._recover(use_manifests=True)
 
@@ -301,6 +301,7 @@ class Repository:
                 self._state,
                 self._access,
                 self.begin_pack,
+                pack_bytes_max=self._pack_bytes_max,
                 pace=pace,
                 adopting=adopting,
                 stop=stop,

@@ -105,7 +105,7 @@ def test_a_plan_stays_inside_its_budget_and_gives_relief_in_order(
     if used - obsolete - held <= limits.start:
         assert not len(plan.drop), "dropped what older generations held the space of"
     # Whatever is left to do, something is: the budget is met in the end.
-    assert plan.commit or plan.used_bytes_after <= limits.stop or not live.any()
+    assert plan.commit or plan.used_bytes_after <= limits.start or not live.any()
 
 
 @given(st.lists(ROW, min_size=1, max_size=30), st.integers(1, 400))
