@@ -100,7 +100,7 @@ def test_a_failed_write_poisons_the_file(disk: Disk) -> None:
 
 
 def test_directories_and_names(disk: Disk) -> None:
-    assert disk.list("packs") == []
+    assert list(disk.list("packs")) == []
     disk.make_directory("packs")
     disk.make_directory("packs")
     disk.sync_directory("")
