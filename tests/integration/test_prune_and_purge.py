@@ -276,6 +276,35 @@ def test_the_control_socket_purges_nothing_by_mistake(site: Site) -> None:
     assert wrong(site, kept)[:1] != list(kept)[:1]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("delay_ms", [0, 60, 150, 300, 600])
+def test_a_daemon_killed_in_the_middle_of_a_purge(site: Site, delay_ms: int) -> None:
+    site.start_daemon()
+    kept = put_both(site)
+    with case(FaultClass.KILL, f"SIGKILL of the daemon {delay_ms} ms into a purge"):
+        asking = subprocess.Popen(
+            [str(BIN / "snapctl"), "purge", "--prefix", "user-7/", "--yes"],
+            env=site.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(0.5 + delay_ms / 1000)  # the command takes half a second to start
+        daemon = site.daemons.pop()
+        daemon.kill()
+        daemon.wait()
+        asking.wait(30)
+        site.start_daemon()
+        again = site.snapctl("purge", "--prefix", "user-7/", "--yes", "--json")
+        assert again.code == 0, again
+        assert found(site) == []
+        assert wrong(site, kept) == []
+        assert site.stop_daemon() == 0
+        site.segment.unlink()
+        site.start_daemon()
+        assert wrong(site, kept) == [], "a power cut after it"
+
+
 # --- newer files ----------------------------------------------------------------------------------
 
 
