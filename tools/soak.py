@@ -44,6 +44,8 @@ CALM_EVERY_SECONDS = 600.0
 CALM_SECONDS = 120.0
 """A stretch without faults in every ten minutes, for the trend of the memory."""
 PAUSE_SECONDS_MAX = 3.0
+WARM_SECONDS = 2.0
+"""Before the first event, so that there is something to lose."""
 FILE_SYSTEM_BYTES = 256 << 20
 
 
@@ -65,6 +67,7 @@ class Soak:
         self.site.start()
         for number in list(self.site.load_numbers):
             self.site.start_client(number)
+        self.rest(min(WARM_SECONDS, self.left()), calm=False)
         calm_at = self.began + CALM_EVERY_SECONDS - CALM_SECONDS
         while self.left() > 0 and not self.violations:
             if time.monotonic() >= calm_at:

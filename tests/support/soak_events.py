@@ -167,14 +167,16 @@ class SoakEvents:
         self._committed()
 
     def removals(self) -> None:
-        """Many at once, from here, and right after that the power goes."""
+        """Many at once, from here, and right after that the power goes, every other time."""
+        drawn = self.chance.random()
         self._committed()
         client, ledger = self.site.auditor(), self.site.shared.ledger
-        picks = np.array(self.chance.sample(range(self.site.spec.blocks), 32))
+        live = np.flatnonzero(ledger.live()).tolist()
+        picks = np.array(random.Random(drawn).sample(live, min(32, len(live))), np.int64)
         claim = ledger.begin_remove(picks, 63)
         codes = client.store.batch_remove([client.keys[block] for block in claim.blocks], True)
-        ledger.finish(claim, np.array(codes) == 0)
-        if self.chance.random() < 0.5:
+        ledger.finish(claim, np.array(codes, np.int64) == 0)
+        if drawn < 0.5:
             self.site.power_cut()
             self.site.start_store(wait=False)
             self.site.start_daemon(wait=False)
