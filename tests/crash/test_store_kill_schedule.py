@@ -230,7 +230,7 @@ def stillborn(site: Site, chance: random.Random) -> str:
     return "listening" if ready else "starting"
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [4, pytest.param(300, marks=pytest.mark.long)])
 def test_a_store_killed_again_and_again_keeps_what_it_acknowledged(site: Site, kills: int) -> None:
     chance = random.Random(SEED)
     repeat = f"SNAPD_TEST_SEED={SEED} pytest --long tests/crash/test_store_kill_schedule.py"
