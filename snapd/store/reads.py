@@ -73,35 +73,34 @@ class Reads:
         held &= blocks.book.state[np.where(held, rows, 0)] == SlotState.PUBLISHED
         codes = np.full(len(rows), ReturnCode.OBJECT_NOT_FOUND, np.int32)
         budget = REHASH_BYTES_MAX
-        dropped: list[int] = []
-        for at in np.flatnonzero(held).tolist():
-            row = int(rows[at])
-            if row in dropped:
-                continue
-            budget -= int(blocks.book.records["size"][row])
-            if budget >= 0 and self._is_good(row):
-                codes[at] = ReturnCode.OBJECT_ALREADY_EXISTS
-            else:
-                codes[at] = ReturnCode.OK
-                dropped.append(row)
-        if dropped:
-            gone = np.array(dropped, np.int64)
+        good: dict[int, bool] = {}
+        for row in rows[held].tolist():
+            if row not in good:
+                budget -= int(blocks.book.records["size"][row])
+                good[row] = budget >= 0 and self._is_good(row)
+        stays = np.array([good[row] for row in rows[held].tolist()], np.bool_)
+        codes[held] = np.where(stays, ReturnCode.OBJECT_ALREADY_EXISTS, ReturnCode.OK)
+        self._heal(np.unique(rows[held][stays]))
+        gone = np.unique(rows[held][~stays])
+        if len(gone):
             named = blocks.segment.mapping.keys_of(blocks.book.records[gone]).to_list()
             blocks.drop_corrupt(gone, named, "data")
         return codes_reply(codes)
 
     def _is_good(self, row: int) -> bool:
-        """Whether a block's bytes have its checksum; a damaged shared slot is written again."""
+        """Whether a block's bytes have its checksum."""
         blocks = self._blocks
         record = blocks.book.records[row]
         start = blocks.segment.geometry.data_offset + int(record["extent"]) * DATA_UNIT_BYTES
         data = blocks.segment.mapping.data[start : start + int(record["size"])]
-        if xxhash.xxh3_64_intdigest(data) != int(record["checksum"]):
-            return False
-        if blocks.book.heal(row):
-            blocks.counters.corrupt += 1
-            event(_LOG, logging.WARNING, "slot damaged and written again", slot=row)
-        return True
+        return xxhash.xxh3_64_intdigest(data) == int(record["checksum"])
+
+    def _heal(self, rows: I64) -> None:
+        """Slots of good blocks were reported: if they are damaged, write the table again."""
+        healed = self._blocks.book.heal(rows)
+        if healed:
+            self._blocks.counters.corrupt += healed
+            event(_LOG, logging.WARNING, "slots damaged and written again", slots=healed)
 
     def _located(self, rows: I64, *, offsets: bool) -> Located:
         """The answer for slots [n], -1 where there is none."""

@@ -23,6 +23,7 @@ from store_kit import (
 )
 
 from snapd.errors import SnapdError
+from snapd.formats.segment import SlotState
 from snapd.wire import messages as m
 from snapd.wire.connection import Connection
 from snapd.wire.framing import FRAME_MAGIC, encode_frame
@@ -270,7 +271,21 @@ def test_the_largest_batches_there_are_hold_nobody_up(store: StoreProcess) -> No
                     kind = m.Codes if isinstance(request, m.Exist | m.Remove) else m.Located
                     kind = m.Reserved if isinstance(request, m.PutStart) else kind
                     client.call(request, kind)
+        with case(FaultClass.NEIGHBOUR, "batch: 65,536 reports of blocks that are good"):
+            hold_reports(store)
     print(f"p99 beside the largest batches: {1000 * witness.p99:.1f} ms")
+
+
+def hold_reports(store: StoreProcess) -> None:
+    """Report every slot that there is, many times over."""
+    with StoreClientOf(store) as client:
+        slots = client.view.slots
+        rows = np.resize(np.flatnonzero(slots["state"] == SlotState.PUBLISHED), 65_536)
+        report = m.ReportCorrupt(
+            rows.astype(np.uint32).tobytes(),
+            np.ascontiguousarray(slots["sequence"][rows]).tobytes(),
+        )
+        assert set(codes_of(client, report)) <= {-705, -704}
 
 
 # --- sizes ----------------------------------------------------------------------------------------
