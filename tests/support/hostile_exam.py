@@ -32,7 +32,7 @@ from snapd.repository import Recovery, Repository
 
 BLOCK_BYTES_READ_MAX = 64 * 2**20
 """Larger blocks are not in the sample: only a forged index names one, and nobody must read it."""
-CASE_SECONDS_MAX = 30
+CASE_SECONDS_MAX = 60
 ATTACHED = b"another segment!"
 CARRIED = b"carried-on"
 
