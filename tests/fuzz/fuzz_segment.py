@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
@@ -29,7 +28,8 @@ from snapd.formats.segment import (
 )
 
 _SIZES = {"global_segment_size": 1 << 16, "segment_blocks_max": 32}
-_DIRECTORY = Path(tempfile.mkdtemp(prefix="snapd-fuzz-", dir="/dev/shm"))
+_PATH = Path(f"/dev/shm/snapd-fuzz-{os.getpid()}")
+"""Removed again after each input: the fuzzer leaves no chance to tidy up at the end."""
 _BLOCKS = {b"key-%d" % number: content(number, 1000 + 700 * number) for number in range(6)}
 
 
@@ -41,9 +41,7 @@ def seeds() -> list[bytes]:
 
 
 def _image(steps: int) -> bytes:
-    path = _DIRECTORY / "seed"
-    path.unlink(missing_ok=True)
-    store = LocalStore(str(path), **_SIZES)
+    store = LocalStore(str(_PATH), **_SIZES)
     try:
         client = store.client()
         if steps >= 1:
@@ -56,10 +54,10 @@ def _image(steps: int) -> bytes:
         if steps >= 3:
             client.remove([b"key-1"], force=True)
             client.reserve([b"unfinished"], [4096])
-        return path.read_bytes()
+        return _PATH.read_bytes()
     finally:
         store.close()
-        path.unlink()
+        _PATH.unlink()
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -102,10 +100,9 @@ def _edit(rng: random.Random, raw: bytearray, offset: int, dtype: np.dtype[np.vo
 
 def check(data: bytes) -> None:
     """Adopt it. What is served then is right and apart; or there is a typed refusal."""
-    path = _DIRECTORY / str(os.getpid())
-    path.write_bytes(data)
+    _PATH.write_bytes(data)
     try:
-        store = LocalStore(str(path), **_SIZES)
+        store = LocalStore(str(_PATH), **_SIZES)
     except (NewerFormatError, SegmentError, SettingError):
         return
     else:
@@ -114,7 +111,7 @@ def check(data: bytes) -> None:
         finally:
             store.close()
     finally:
-        for left in (path, path.with_name(path.name + ".bad")):
+        for left in (_PATH, _PATH.with_name(_PATH.name + ".bad")):
             left.unlink(missing_ok=True)
 
 
