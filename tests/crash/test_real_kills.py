@@ -41,7 +41,7 @@ class Schedule:
         seen = self.aim(phase)
         with case(FaultClass.KILL, f"{victim} in {seen}, kill {number} of schedule {self.seed}"):
             if phase == "start" and from_disk:
-                self.site.shared.paused = True  # see `cool`
+                self.site.hush()  # see `cool`
             self.kill(victim)
             self.start_what_is_dead()
             if phase == "start":
@@ -90,7 +90,7 @@ class Schedule:
         Nobody writes until the daemon is back: what a store without a daemon is given can be lost
         with its memory, and the disk's older version is back then (decision 0010 says so).
         """
-        self.site.shared.paused = True
+        self.site.hush()
         self.site.power_cut()
         self.site.start()
         self.site.shared.paused = False

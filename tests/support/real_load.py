@@ -70,6 +70,8 @@ class SharedLoad:
 
     @property
     def paused(self) -> bool:
+        """While this is so nobody begins anything, in the middle of a round neither: once no claim
+        is left nothing is under way."""
         return bool(self._counters[0])
 
     @paused.setter
@@ -153,7 +155,9 @@ class RealLoad:
     def put(self, blocks: I64) -> int:
         missing = blocks[~self.client.exist(blocks)]
         claim = self.shared.ledger.begin_put(missing, self.writer)
-        done = self.client.put(claim.blocks, claim.versions)
+        done = np.zeros(len(claim.blocks), np.bool_)
+        if not self.shared.paused:
+            done = self.client.put(claim.blocks, claim.versions)
         self.shared.ledger.finish(claim, done)
         return int(done.sum())
 
@@ -163,7 +167,9 @@ class RealLoad:
         codes = [
             self.client.store.upsert(self.client.keys[block], rows[at].tobytes())
             for at, block in enumerate(claim.blocks.tolist())
+            if not self.shared.paused
         ]
+        codes += [-1] * (len(claim.blocks) - len(codes))
         done = np.array(codes, np.int64) == 0
         self.shared.ledger.finish(claim, done)
         return int(done.sum())
@@ -171,7 +177,7 @@ class RealLoad:
     def remove(self, blocks: I64) -> None:
         claim = self.shared.ledger.begin_remove(blocks, self.writer)
         keys = [self.client.keys[block] for block in claim.blocks.tolist()]
-        codes = [self.client.store.remove(key, True) for key in keys]
+        codes = [-1 if self.shared.paused else self.client.store.remove(key, True) for key in keys]
         # Not found is no removal: where the store cannot see the disk, a block may yet come back.
         self.shared.ledger.finish(claim, np.array(codes, np.int64) == 0)
 
@@ -182,7 +188,7 @@ class RealLoad:
         mine = np.zeros(self.spec.blocks, np.bool_)
         mine[claim.blocks] = True
         self.shared.doubts[~mine] = ledger._started[~mine]
-        code = self.client.store.remove_all(True)
+        code = -1 if self.shared.paused else self.client.store.remove_all(True)
         self.shared.doubts[~mine] = ledger._started[~mine]
         ledger.finish(claim, np.full(len(claim.blocks), code >= 0))
 

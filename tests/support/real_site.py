@@ -133,14 +133,16 @@ class RealSite(DaemonSite):
     @contextlib.contextmanager
     def quiet(self, seconds: float = 20.0) -> Iterator[None]:
         """The load rests: nobody is in the middle of anything, but who was stopped or killed."""
-        self.shared.paused = True
+        self.hush(seconds)
         try:
-            deadline = time.monotonic() + seconds
-            while self.shared.ledger.claims and time.monotonic() < deadline:
-                time.sleep(0.005)
             yield
         finally:
             self.shared.paused = False
+
+    def hush(self, seconds: float = 20.0) -> None:
+        """Let the load come to rest, until `shared.paused` is unset."""
+        self.shared.paused = True
+        wait_for(lambda: self.shared.ledger.claims == 0, seconds, 0.005)
 
     # --- what must be there ---------------------------------------------------------------------
 

@@ -92,11 +92,11 @@ class SoakEvents:
         """Now and then once more while the first is being recovered from."""
         committed = self._committed()
         time.sleep(self.chance.uniform(0.0, 1.5))
+        again = self.chance.random() < 0.3
+        if again:  # what a store without a daemon is given can be lost with its memory
+            self.site.hush()
         self.site.power_cut()
         self.site.configure(**self.settings())
-        again = self.chance.random() < 0.3
-        # What a store without a daemon is given can be lost with its memory (decision 0010).
-        self.site.shared.paused = again
         self.site.start_store(wait=False)
         self.site.start_daemon(wait=False)
         if again:
