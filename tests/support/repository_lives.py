@@ -254,6 +254,32 @@ def compacted() -> list[Step]:
     ]
 
 
+def purge(prefix: str) -> Step:
+    return lambda model: model.purge(prefix.encode())
+
+
+def purged() -> list[Step]:
+    """Keys that go with their bytes: from packs of their own and beside others, twice, and all."""
+    return [
+        first_start,
+        put("p/a", "p/b", "c"),
+        put("p/a", "d"),
+        commit,
+        remove("p/b"),
+        evict("d"),
+        purge("p/"),
+        put("p/a", "e"),
+        start,
+        purge("p/"),
+        commit,
+        remove("c"),
+        purge(""),
+        put("f"),
+        commit,
+        start,
+    ]
+
+
 def restored() -> list[Step]:
     """A repository that somebody copied here file by file, without its identity, is opened for the
     first time, and lived in."""
@@ -291,6 +317,7 @@ LIVES: dict[str, Callable[[], list[Step]]] = {
     "rebuilt": rebuilt,
     "journaled": journaled,
     "compacted": compacted,
+    "purged": purged,
     "restored": restored,
 }
 

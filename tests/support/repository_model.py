@@ -241,7 +241,7 @@ class ModelledRepository:
         gone = dict.fromkeys(key for key in self.keys() if key.startswith(prefix))
         self._may_become(version, gone)
         with self.step("purge"):
-            purge = Purge(self.open, prefix, self.open.compact, pin_seconds=0)
+            purge = Purge(self.open, prefix, self.open.compact, pin_seconds=0, writing_seconds=0)
             purge.remove(self.open.catalog.rows_end)
             # Evicted blocks are gone from here on, others were removed.
             result = purge.erase()
