@@ -55,13 +55,13 @@ def lives(fast: int, long: int) -> list[object]:
 # --- power cuts -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("life", "retain", "share"), lives(fast=40, long=1))
+@pytest.mark.parametrize(("life", "retain", "share"), lives(fast=300, long=1))
 def test_power_cut_at_every_operation(life: str, retain: int, share: int) -> None:
     tally = CrashExplorer(Fault(life, retain), wanted=one_in(share)).run()
     assert tally.once > 0
 
 
-@pytest.mark.parametrize(("life", "retain", "share"), lives(fast=30, long=2))
+@pytest.mark.parametrize(("life", "retain", "share"), lives(fast=100, long=2))
 def test_second_power_cut_during_the_recovery(life: str, retain: int, share: int) -> None:
     explorer = CrashExplorer(
         Fault(life, retain),
@@ -118,17 +118,17 @@ def trouble_everywhere(
     assert tried > 0
 
 
-@pytest.mark.parametrize(("life", "retain", "share"), lives(fast=150, long=4))
+@pytest.mark.parametrize(("life", "retain", "share"), lives(fast=400, long=4))
 def test_any_operation_may_fail(life: str, retain: int, share: int) -> None:
     trouble_everywhere(life, retain, share, ERRORS, FaultClass.DISK_REFUSES)
 
 
-@pytest.mark.parametrize(("life", "retain", "share"), lives(fast=60, long=1))
+@pytest.mark.parametrize(("life", "retain", "share"), lives(fast=40, long=1))
 def test_any_operation_may_lie(life: str, retain: int, share: int) -> None:
     trouble_everywhere(life, retain, share, LIES, FaultClass.DISK_LIES)
 
 
-@pytest.mark.parametrize(("life", "retain", "share"), lives(fast=60, long=2))
+@pytest.mark.parametrize(("life", "retain", "share"), lives(fast=30, long=2))
 def test_bytes_change_at_rest(life: str, retain: int, share: int) -> None:
     fault = Fault(life, retain)
     tried = 0
@@ -158,7 +158,7 @@ def test_bytes_change_at_rest_on_the_smallest_repository() -> None:
 @pytest.mark.parametrize(
     ("share", "kinds"),
     [
-        (12, ("write", "sync", "syncdir", "rename")),
+        (30, ("write", "sync", "syncdir", "rename")),
         pytest.param(1, ("write", "sync", "syncdir", "rename"), marks=pytest.mark.long),
     ],
 )
