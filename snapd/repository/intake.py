@@ -169,7 +169,11 @@ class Intake:
             if len(superseded) and len(self._writers) > 1:
                 # Another pack that is being written may hold a copy of what this one superseded.
                 self._remember(Removals.of_blocks(superseded))
-        return np.arange(rows.start, rows.stop), superseded
+            # What a pack that was begun later superseded already, only that pack says so far.
+            own = np.arange(rows.start, rows.stop)
+            late = own[state.catalog.state_of(own) == RowState.SUPERSEDED]
+            superseded = BlockTable.concatenate([superseded, state.catalog.take(late)])
+        return own, superseded
 
     def superseded(self, blocks: BlockTable) -> None:
         """The pack itself says what it supersedes. The journal says it again until the next pack is
