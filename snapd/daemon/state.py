@@ -270,6 +270,8 @@ class DaemonState:
         }
 
     def _full(self) -> str:
+        if self.space is None or self.space.bound == "budget":
+            return ""  # somebody set that limit: blocks that wait for it are no error
         if self.writers.flusher.lag_reason not in {"colder", "no_space"}:
             return ""
         waiting = sum(self.writers.flusher.left_out.values())

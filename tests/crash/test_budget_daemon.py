@@ -67,5 +67,5 @@ def test_a_real_daemon_stays_inside_its_budget_and_restarts_with_what_is_on_disk
             found = client.get(f"key-{number}")
             assert found in (b"", value(number, 1)), f"key-{number} has wrong bytes"
             held += bool(found)
-        assert held >= 0.4 * BUDGET / SIZE, f"only {held} blocks came back"
+        assert held >= 0.2 * BUDGET / SIZE, f"only {held} blocks came back"
         assert used(site.repository) <= BUDGET
