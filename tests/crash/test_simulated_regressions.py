@@ -203,3 +203,19 @@ def test_what_a_failed_sync_may_have_dropped_is_not_believed(directory: str, cod
         model.start()
         model.check()
         assert model.certain.keys() == {b"a", b"b"}
+
+
+def test_what_was_stale_before_its_pack_was_sealed_stays_so_when_the_newer_pack_goes_bad() -> None:
+    disk, model = model_on()
+    first = model.begin(values(1, "a", "b"))
+    second = model.begin(values(2, "a"))
+    model.seal(second)
+    model.commit()
+    newer = f"packs/{disk.list('packs')[-1]}"
+    model.seal(first)
+    model.close()
+    with case(FaultClass.DISK_LIES, "packs sealed out of order, the newer one zeroed"):
+        disk.replace_contents(newer, bytes(len(disk.contents(newer))))
+        assert model.start().blocks_lost == 1
+        model.check(lossy=True)
+        assert model.certain.keys() == {b"b"}
