@@ -308,7 +308,7 @@ class Flusher:
         self._written_bytes += result.written_bytes
         if result.no_slot:
             self._observer.left_without_slot(result.no_slot)
-        self._note_revived(result, started)
+        self._hasten_snapshot(result, started)
         self._note_left_out(session, result)
         if not result.complete:
             self._flush_at = started  # go on at once
@@ -340,12 +340,14 @@ class Flusher:
         elif before and not self.lag_reason:
             event(_logger, logging.INFO, "no block waits to be written any more")
 
-    def _note_revived(self, result: FlushResult, now: float) -> None:
+    def _hasten_snapshot(self, result: FlushResult, now: float) -> None:
         """A block whose bytes an older pack has is durable only once a manifest says that it is
-        live again. If the newest one does not, the next must not wait for its interval."""
+        live again. If the newest one does not, the next must not wait for its interval; nor must it
+        where many removals have made the journal long."""
         rows = np.concatenate([np.empty(0, np.int64), *result.revived])
         if not self._repository.catalog.is_committed(rows).all():
             self._awaits_manifest = True
+        if self._awaits_manifest or self._repository.commit_is_due:
             soon = now + max(self._settings.flush_sec, _COMMITS_SHARE * self._commit_seconds)
             self._snapshot_at = min(self._snapshot_at, soon)
 

@@ -47,13 +47,18 @@ class Committer:
         self._pruner = Pruner(disk, journal, retain)
         self._lock = threading.Lock()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the journal has grown so long that a commit should not wait for its interval."""
+        return (
+            self._intake.removals_pending > PENDING_REMOVALS_MAX
+            or self._journal.bytes_pending > JOURNAL_BYTES_MAX
+        )
+
     def commit(self, *, prune: bool, retain: int | None, write_debt_bytes: int) -> ManifestSummary:
         """See `Repository.commit`."""
         with self._lock:
-            if (
-                self._intake.removals_pending > PENDING_REMOVALS_MAX
-                or self._journal.bytes_pending > JOURNAL_BYTES_MAX
-            ):
+            if self.is_due:
                 self._intake.begin_pack().seal()
             state, catalog = self._state, self._state.catalog
             with catalog.lock:

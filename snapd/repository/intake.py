@@ -20,8 +20,9 @@ from snapd.repository.recovery import enter_pack
 from snapd.repository.state import RepositoryState
 from snapd.repository.writer import PackWriter
 
-_REMOVALS_PER_CALL = REMOVALS_MAX // 4
-"""Removals that are journaled at a time; a call with more seals packs in between."""
+_REMOVALS_PER_CALL = REMOVALS_MAX // 16
+"""Removals that are journaled at a time; a call with more seals packs in between. With the longest
+keys twice as many still fit the index of one pack, which is why it is no more."""
 RECENT_REMOVALS_MAX = 1 << 18
 """Removals remembered for packs that are being written, about 100 bytes each, beyond which these
 are sealed early. A pack of a paced compaction may be open for minutes."""

@@ -342,6 +342,11 @@ class Repository:
         with self.catalog.lock:
             self._state.condemned |= set(packs) & set(self._state.packs)
 
+    @property
+    def commit_is_due(self) -> bool:
+        """Whether the journal has grown so long that a commit should not wait for its interval."""
+        return self._committer.is_due
+
     def space_use(self) -> SpaceUse:
         """Bytes of all files. Raises DiskError if a directory cannot be listed."""
         return self._space.use(self._state, self._intake.bytes_writing)
