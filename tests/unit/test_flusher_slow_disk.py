@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 from daemon_kit import LocalDaemon
-from repository_kit import contents_of
+from repository_kit import contents_of, remove
 from store_kit import LocalStore, content, shared_memory_path
 
 from snapd.config import Settings
@@ -18,7 +18,7 @@ from snapd.disk import Disk, DiskFile
 from snapd.disk.metered import MeteredDisk, MeteredFile
 from snapd.disk.simulated import SimulatedDisk
 from snapd.flusher import Flusher
-from snapd.repository import Repository
+from snapd.repository import Repository, commit
 
 BLOCK = 65_536
 BLOCKS = 96
@@ -154,5 +154,30 @@ def test_a_request_to_commit_does_not_wait_for_a_flush(
         assert int(np.sum(daemon.repository.catalog.live_totals()[0])) < BLOCKS
     finally:
         disk.seconds_per_byte = 0.0
+        flusher.stop(time.monotonic() + 5, lambda: None)
+        thread.join(10)
+
+
+def test_a_long_journal_hastens_the_snapshot(
+    slow: tuple[LocalDaemon, SlowDisk, SimulatedDisk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon, _, _ = slow
+    flusher = flusher_of(daemon, snapshot_interval_sec=3600)
+    thread = threading.Thread(target=flusher.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 10
+        while daemon.repository.catalog.live_totals()[0] < BLOCKS and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.2)  # a pack that is sealed later would take the removal along
+        assert flusher.last_snapshot is None, "the test shows nothing"
+        monkeypatch.setattr(commit, "JOURNAL_BYTES_MAX", 1024)
+        remove(daemon.repository, [b"key-00"], sequence=2**40)
+        deadline = time.monotonic() + 10
+        while flusher.last_snapshot is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert flusher.last_snapshot is not None
+        assert not daemon.repository.commit_is_due, "the journal is as long as before"
+    finally:
         flusher.stop(time.monotonic() + 5, lambda: None)
         thread.join(10)
