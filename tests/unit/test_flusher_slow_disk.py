@@ -172,7 +172,7 @@ def test_a_long_journal_hastens_the_snapshot(
         time.sleep(0.2)  # a pack that is sealed later would take the removal along
         assert flusher.last_snapshot is None, "the test shows nothing"
         monkeypatch.setattr(commit, "JOURNAL_BYTES_MAX", 1024)
-        remove(daemon.repository, [b"key-00"], sequence=2**40)
+        remove(daemon.repository, [b"nowhere"], sequence=2**40)
         deadline = time.monotonic() + 10
         while flusher.last_snapshot is None and time.monotonic() < deadline:
             time.sleep(0.02)
