@@ -58,6 +58,7 @@ class Committer:
     def commit(self, *, prune: bool, retain: int | None, write_debt_bytes: int) -> ManifestSummary:
         """See `Repository.commit`."""
         with self._lock:
+            self._intake.settle()
             if self.is_due:
                 self._intake.begin_pack().seal()
             state, catalog = self._state, self._state.catalog

@@ -51,7 +51,7 @@ class Intake:
         self._pack_bytes_max = pack_bytes_max
         self._writers: dict[PackWriter, int] = {}
         """Writers at work, and the last journal file that the index of their pack covers."""
-        self._in_doubt: list[int] = []
+        self._in_doubt: list[PackWriter] = []
         """Packs that failed and whose names could not be taken back."""
         self._recent: list[Removals] = []
         """Removals since the oldest of these writers began: its blocks may be older than they."""
@@ -73,7 +73,15 @@ class Intake:
         """Sequences of the packs that are being written, and of those that failed and may be on
         disk nevertheless. No manifest's floor is above them, so that recovery takes them in."""
         with self._state.catalog.lock:
-            return [*self._in_doubt, *(writer.header.sequence for writer in self._writers)]
+            return [writer.header.sequence for writer in (*self._in_doubt, *self._writers)]
+
+    def settle(self) -> None:
+        """Try again to take back the names of packs that failed: as long as one may be there, it
+        and all that comes after it have to be named by every manifest."""
+        for writer in list(self._in_doubt):
+            if writer.take_back():
+                with self._state.catalog.lock:
+                    self._in_doubt.remove(writer)
 
     @property
     def bytes_writing(self) -> int:
@@ -186,7 +194,7 @@ class Intake:
         """A writer is done."""
         with self._state.catalog.lock:
             if in_doubt:
-                self._in_doubt.append(writer.header.sequence)
+                self._in_doubt.append(writer)
             self._writers.pop(writer, None)
             self._trim_recent()
 

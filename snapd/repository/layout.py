@@ -7,6 +7,8 @@ import errno
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TypeVar
 
 from snapd.disk import Disk
 from snapd.errors import (
@@ -35,6 +37,8 @@ from snapd.repository.names import (
 )
 
 _REPOSITORY_BYTES_MAX = 65_536
+
+T = TypeVar("T")
 
 
 def read_identity(disk: Disk) -> bytes:
@@ -133,6 +137,25 @@ DAMAGE_ERRNOS = frozenset(
 Others, such as EMFILE or ENOMEM, say something about us."""
 
 
+def read_patiently(read: Callable[[], T]) -> T:
+    """What `read` returns; it is called again where the medium failed, so that only what the medium
+    does not give at all counts as lost. Raises what `read` raises."""
+    for _ in range(_TRIES - 1):
+        try:
+            return read()
+        except DiskError as error:
+            if error.errno not in DAMAGE_ERRNOS:
+                raise
+    return read()
+
+
+def will_pass(error: SnapdError) -> bool:
+    """Whether an error says nothing about the file: too many open files, no memory, a server that
+    does not answer. To go on without the file would make a loss of it, so whoever needs it fails,
+    and is tried again. A file that is gone is gone."""
+    return isinstance(error, DiskError) and error.errno not in DAMAGE_ERRNOS | {errno.ENOENT}
+
+
 def is_damaged(read: Callable[[], object]) -> bool:
     """Whether what `read` reads is damaged for certain: not just newer, gone or unreachable, and
     not given by the medium at the first try only."""
@@ -184,16 +207,30 @@ def move_aside(disk: Disk, names: Iterable[str]) -> list[str]:
     return moved
 
 
-def _read_repository_file(disk: Disk) -> bytes:
+def identity_problem(disk: Disk, repository_id: bytes) -> str:
+    """What is wrong with `repository.json` of a repository that is known by its other files; empty
+    if nothing is."""
     try:
+        found = _read_repository_file(disk)
+    except SnapdError as error:
+        return str(error)
+    return "" if found == repository_id else "has the id of another repository than its files"
+
+
+def _read_repository_file(disk: Disk) -> bytes:
+    def read() -> bytes:
         with opened(disk, REPOSITORY_FILE) as file:
             raw = bytearray(min(file.size(), _REPOSITORY_BYTES_MAX))
             del raw[file.read([raw], 0) :]
+        return bytes(raw)
+
+    try:
+        raw = read_patiently(read)
     except DiskError as error:
         if error.errno in DAMAGE_ERRNOS:  # a link, a directory, a device: no file of ours
             raise CorruptError(str(error)) from error
         raise
-    return decode_repository(bytes(raw))
+    return decode_repository(raw)
 
 
 def _believed(disk: Disk, identity: bytes) -> bytes:
@@ -219,7 +256,9 @@ def _identity_of_files(disk: Disk) -> bytes | None:
 
 
 def _identities_of_files(disk: Disk) -> Iterator[bytes]:
-    """The id in each readable manifest and pack, the newest manifest first."""
+    """The id in each readable manifest and pack, the newest manifest first. Raises DiskError where
+    one cannot be read for a reason that passes: who believed that nothing is there would begin a
+    new repository over all of it."""
     manifests = [
         f"{MANIFESTS}/{name}" for name in disk.list(MANIFESTS) if parse_manifest(name) is not None
     ]
@@ -228,9 +267,10 @@ def _identities_of_files(disk: Disk) -> Iterator[bytes]:
     found += [(name, PACK_MAGIC) for name in packs[::-1]]
     for name, magic in found:
         try:
-            yield read_header(disk, name, magic).repository_id
-        except SnapdError:
-            continue
+            yield read_patiently(partial(read_header, disk, name, magic)).repository_id
+        except SnapdError as error:
+            if will_pass(error):
+                raise
 
 
 def _remove_leftovers(disk: Disk, directory: str) -> None:

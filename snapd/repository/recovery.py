@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from snapd.formats.sealed import PACK_MAGIC, PAGE_BYTES
 from snapd.formats.sections import RAW_BYTES_MAX
 from snapd.repository.files import SealedFile, read_index, read_sealed
 from snapd.repository.journal import JournalScan, scan_journal
+from snapd.repository.layout import read_patiently, told, will_pass
 from snapd.repository.manifests import read_manifest_file
 from snapd.repository.names import (
     MANIFESTS,
@@ -94,7 +96,9 @@ def recover_state(disk: Disk, repository_id: bytes, *, use_manifests: bool = Tru
     All packs on disk enter the catalog, those that only an older manifest names as dead rows:
     whoever prunes must see every version that is there.
 
-    Raises DiskError only if a directory cannot be listed.
+    Raises DiskError if a directory cannot be listed, and if a file cannot be read for a reason that
+    passes, such as too many open files: to go on without it would count its blocks as lost, or
+    fall back to an older snapshot, and the next commit would make that final.
     """
     recovered = Recovered(
         RepositoryState(repository_id), Recovery(), scan_journal(disk, repository_id), []
@@ -164,9 +168,13 @@ def _newest_manifest(disk: Disk, recovered: Recovered, *, use_manifests: bool) -
         return None
     for generation in reversed(generations):
         try:
-            manifest, sealed = read_manifest_file(disk, state.repository_id, generation)
+            manifest, sealed = read_patiently(
+                partial(read_manifest_file, disk, state.repository_id, generation)
+            )
         except SnapdError as error:
-            recovery.unreadable_manifests.append(_told(manifest_name(generation), error))
+            if will_pass(error):
+                raise
+            recovery.unreadable_manifests.append(told(manifest_name(generation), error))
             if isinstance(error, CorruptError):
                 recovered.corrupt.append(manifest_name(generation))
             recovered.note_newer(recovery.unreadable_manifests[-1], error)
@@ -187,11 +195,6 @@ def _newest_manifest(disk: Disk, recovered: Recovered, *, use_manifests: bool) -
     return None
 
 
-def _told(name: str, error: SnapdError) -> str:
-    """The sentence about a file; it names the file once."""
-    return str(error) if name in str(error) else f"{name}: {error}"
-
-
 def _load_packs(disk: Disk, recovered: Recovered, manifest: Manifest | None) -> None:
     """Load every readable pack in the order of sequences, then apply all removals they carry."""
     state, recovery = recovered.state, recovered.recovery
@@ -208,11 +211,13 @@ def _load_packs(disk: Disk, recovered: Recovered, manifest: Manifest | None) -> 
         try:
             if sequence in state.packs or named.another(sequence, name):
                 raise CorruptError(f"{name} has the number of another pack")
-            sealed, index = load_pack(disk, state.repository_id, name)
+            sealed, index = read_patiently(partial(load_pack, disk, state.repository_id, name))
             live = named.live(sealed)
             enter_pack(state, sealed, index, live)
         except (CorruptError, NewerFormatError, DiskError) as error:
-            recovery.unreadable_packs.append(_told(name, error))
+            if will_pass(error):
+                raise
+            recovery.unreadable_packs.append(told(name, error))
             if isinstance(error, CorruptError):
                 recovered.corrupt.append(name)
             recovered.note_newer(recovery.unreadable_packs[-1], error)
@@ -293,8 +298,12 @@ def _reserve(disk: Disk, state: RepositoryState, names: list[str]) -> None:
     state.packs_taken = frozenset(identity[0] for identity in found if identity)
     for name in names:
         try:
-            sealed = read_sealed(disk, name, PACK_MAGIC, state.repository_id)
-        except SnapdError:
+            sealed = read_patiently(
+                partial(read_sealed, disk, name, PACK_MAGIC, state.repository_id)
+            )
+        except SnapdError as error:
+            if will_pass(error):
+                raise
             # Reported by whoever loads it.
             continue
         if name == pack_name(sealed.header.sequence, sealed.header.file_id):

@@ -16,10 +16,12 @@ from snapd.formats.sealed import padded
 from snapd.plans import windows
 from snapd.repository.files import aligned_buffer
 from snapd.repository.journal import scan_journal
+from snapd.repository.layout import identity_problem
 from snapd.repository.manifests import read_manifest_file
 from snapd.repository.names import (
     MANIFESTS,
     PACKS,
+    REPOSITORY_FILE,
     manifest_name,
     pack_name,
     parse_manifest,
@@ -104,6 +106,10 @@ class Verifier:
         result.quarantine_files, result.quarantine_bytes = quarantine_use(self._disk)
         for problem in scan_journal(self._disk, self._repository_id).findings:
             result.findings.append(Finding("journal", problem))
+        # The others repeat what it says, so nothing is lost by it yet.
+        problem = identity_problem(self._disk, self._repository_id)
+        if problem:
+            result.findings.append(Finding(REPOSITORY_FILE, problem))
         return result
 
     def _check_manifests(

@@ -193,12 +193,10 @@ class PackWriter:
             self._open = False
             if self._file is not None:
                 discard(self._disk, self._file, self._name)
-            self._owner.ended(self, in_doubt=self._may_be_named and not self._take_back())
+            self._owner.ended(self, in_doubt=self._may_be_named and not self.take_back())
 
-    # --- inside -------------------------------------------------------------------------------
-
-    def _take_back(self) -> bool:
-        """Remove the pack's name, for good; whether it is certainly gone."""
+    def take_back(self) -> bool:
+        """Remove the name of a pack that failed, for good; whether it is certainly gone."""
         try:
             if self._name in {f"{PACKS}/{name}" for name in self._disk.list(PACKS)}:
                 self._disk.remove(self._name)
@@ -206,6 +204,8 @@ class PackWriter:
         except DiskError:
             return False
         return True
+
+    # --- inside -------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
         if not self._open:

@@ -12,6 +12,7 @@ from repository_model import ModelledRepository
 
 from snapd.disk.simulated import LOSES_ALL, Effect, Operation, SimulatedDisk
 from snapd.errors import CorruptError, DiskError
+from snapd.repository import Repository
 
 Fault = Callable[[Operation], int | Effect]
 
@@ -101,6 +102,31 @@ def test_a_pack_whose_name_cannot_be_taken_back_is_taken_in_by_the_next_life() -
         assert set(model.certain) == {b"a", b"b"}, "blocks that were committed are gone"
 
 
+def test_a_name_that_could_not_be_taken_back_is_taken_back_at_the_next_commit() -> None:
+    disk, model = model_on()
+    model.put(values(1, "a", "b"))
+    model.commit()
+    with case(FaultClass.DISK_REFUSES, "seal: syncdir EIO, and remove EIO, then a commit"):
+        disk.fault = lambda one: (
+            errno.EIO if one.kind in {"syncdir", "remove"} and one.name.startswith("packs") else 0
+        )
+        with pytest.raises(DiskError):
+            model.put(values(2, "a", "b"))
+        model.commit()
+        failed = model.open.writing()
+        assert len(failed) == 1, "the disk still refuses: no floor may pass the pack"
+        disk.fault = None
+        model.commit()
+        assert model.open.writing() == []
+        assert len(disk.list("packs")) == 1, "it kept its name"
+        assert model.open.show(model.generation).pack_floor >= failed[0]
+        disk.crash(LOSES_ALL)
+        model.start()
+        model.check()
+        assert model.open.verify(all_blocks=True).findings == []
+        assert set(model.certain) == {b"a", b"b"}
+
+
 def test_a_rebuild_that_cannot_read_a_pack_does_not_bring_back_what_it_removed() -> None:
     disk, model = model_on(retain=1)
     model.put(values(1, "a", "b"))
@@ -110,8 +136,8 @@ def test_a_rebuild_that_cannot_read_a_pack_does_not_bring_back_what_it_removed()
     model.commit()
     assert disk.list("journal") == []
     says_it = disk.list("packs")[-1]
-    with case(FaultClass.DISK_REFUSES, "rebuild: open of a pack EMFILE"):
-        disk.fault = always("open", says_it, errno.EMFILE)
+    with case(FaultClass.DISK_REFUSES, "rebuild: open of a pack EIO"):
+        disk.fault = always("open", says_it, errno.EIO)
         recovery = model.open.rebuild()
         disk.fault = None
         assert recovery.unreadable_packs
@@ -133,6 +159,90 @@ def test_a_start_that_cannot_open_a_journal_file_fails_and_the_next_one_works() 
         model.start()
         model.check()
         assert b"a" not in model.certain
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE])
+@pytest.mark.parametrize("kind", ["open", "size", "read"])
+@pytest.mark.parametrize("directory", ["packs", "manifests"])
+def test_a_start_that_lacks_something_fails_instead_of_losing_blocks(
+    directory: str, kind: str, code: int
+) -> None:
+    """What it could not read is not gone, and a commit would have made the loss final."""
+    disk, model = model_on()
+    model.put(values(1, "a", "b"))
+    model.commit()
+    model.put(values(2, "b", "c"))
+    model.commit()
+    model.close()
+    newest = f"{directory}/{disk.list(directory)[-1]}"
+    name = errno.errorcode[code]
+    with case(FaultClass.DISK_REFUSES, f"recovery: {kind} in {directory} {name}, for a while"):
+        disk.fault = always(kind, newest, code)
+        with pytest.raises(DiskError) as caught:
+            model.start()
+        assert caught.value.errno == code
+        disk.fault = None
+        assert model.start().source == "manifest"
+        model.commit()
+        model.close()
+        model.start()
+        model.check()
+        assert model.certain.keys() == {b"a", b"b", b"c"}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("kind", ["open", "size", "read"])
+@pytest.mark.parametrize("directory", ["packs", "manifests"])
+def test_a_file_that_fails_to_be_read_once_or_twice_is_read_again(
+    directory: str, kind: str, times: int
+) -> None:
+    disk, model = model_on()
+    model.put(values(1, "a", "b"))
+    model.commit()
+    model.put(values(2, "b", "c"))
+    model.commit()
+    # Opening reads headers for itself, and goes on without them: this is about what recovery reads.
+    model.close()
+    reading = Repository.open(disk, retain=1)
+    failures = 0
+
+    def fault(operation: Operation) -> int:
+        nonlocal failures
+        if operation.kind != kind or not operation.name.startswith(f"{directory}/"):
+            return 0
+        failures += 1
+        return errno.EIO if failures <= times else 0
+
+    words = f"recovery: {kind} in {directory} EIO, {times} times"
+    with case(FaultClass.DISK_REFUSES, words), reading as repository:
+        disk.fault = fault
+        recovery = repository.recover()
+        disk.fault = None
+        assert failures > times
+        assert recovery.source == "manifest"
+        assert recovery.blocks_lost == 0
+        assert not recovery.unreadable_packs
+        assert not recovery.unreadable_manifests
+        assert recovery.blocks == 3
+
+
+def test_a_lost_identity_is_not_made_anew_while_files_cannot_be_opened() -> None:
+    """A new one would make all that is there another repository's."""
+    disk, model = model_on()
+    model.put(values(1, "a", "b"))
+    model.commit()
+    model.close()
+    disk.vanish("repository.json")
+    with case(FaultClass.DISK_REFUSES, "open without repository.json: all files EMFILE"):
+        disk.fault = lambda one: (
+            errno.EMFILE if one.kind == "open" and one.name.endswith(("manifest", ".pack")) else 0
+        )
+        with pytest.raises(DiskError):
+            model.start()
+        disk.fault = None
+        assert model.start().moved_aside == []
+        model.check()
+        assert model.certain.keys() == {b"a", b"b"}
 
 
 @pytest.mark.parametrize("kind", ["open", "size", "read"])

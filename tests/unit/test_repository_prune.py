@@ -147,9 +147,11 @@ def test_what_cannot_be_opened_for_want_of_descriptors_is_not_moved() -> None:
     with opened(disk) as repository:
         overwrite_often(repository, 2)
     name = names_in(disk, "packs")[-1]
-    disk.fault = lambda one: errno.EMFILE if one.kind == "open" and one.name == name else 0
+    code = errno.EIO
+    disk.fault = lambda one: code if one.kind == "open" and one.name == name else 0
     with Repository.open(disk) as repository, case(FaultClass.DISK_REFUSES, "open a pack: EMFILE"):
         assert name in repository.recover().unreadable_packs[0]
+        code = errno.EMFILE
         assert repository.prune(move_unreadable=True).moved_aside == ()
         assert name in names_in(disk, "packs")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from repository_kit import append, contents_of, put, remove
 
 from snapd.disk.posix import PosixDisk
 from snapd.disk.simulated import Operation, SimulatedDisk
+from snapd.formats.repository import encode_repository
 from snapd.formats.sealed import PAGE_BYTES
 from snapd.repository import Repository, Sample
+from snapd.repository.names import REPOSITORY_FILE
 from snapd.repository.quarantine import QUARANTINE_BYTES_MAX, QUARANTINE_FILES_MAX
 
 NOBODY = 65_534
@@ -42,6 +45,38 @@ def lay(disk: SimulatedDisk | PosixDisk, blocks: int = 8, size: int = 5000) -> N
 
 
 # --- verify ---------------------------------------------------------------------------------------
+
+
+def other_identity(raw: bytes) -> bytes:
+    return encode_repository(bytes(16))
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("gone", None),
+        ("empty", lambda raw: b""),
+        ("cut off", lambda raw: raw[:-9]),
+        ("a flipped bit", lambda raw: raw[:60] + bytes([raw[60] ^ 1]) + raw[61:]),
+        ("of another repository", other_identity),
+    ],
+)
+def test_a_bad_identity_is_a_finding_though_the_files_repeat_it(
+    what: str, change: Callable[[bytes], bytes] | None
+) -> None:
+    disk = SimulatedDisk()
+    lay(disk)
+    with case(FaultClass.DISK_LIES, f"repository.json: {what}"):
+        if change is None:
+            disk.vanish(REPOSITORY_FILE)
+        else:
+            disk.replace_contents(REPOSITORY_FILE, change(disk.contents(REPOSITORY_FILE)))
+        with Repository.open(disk, read_only=True) as repository:
+            found = repository.verify()
+        assert [one.file for one in found.findings] == [REPOSITORY_FILE]
+        assert found.blocks == 8
+        with opened(disk) as repository:
+            assert repository.verify(all_blocks=True).findings == [], "the writer repairs it"
 
 
 @settings(max_examples=25, deadline=None)
