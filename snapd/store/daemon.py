@@ -26,6 +26,8 @@ class DaemonSession:
         """Generation that registered each cold slot; 0 is none, int64 [slots]."""
         self.listening = False
         """Whether it takes events, so that removals wait for it."""
+        self.late = False
+        """Whether it did not make the last removals durable in time."""
 
     @property
     def attached(self) -> bool:
@@ -55,7 +57,7 @@ class DaemonSession:
             self._daemon_id = daemon_id
             self.generation += 1
             self._cold_ready = False
-            self.listening = False
+            self.listening = self.late = False
         self._connections.add(connection)
         return is_new
 
@@ -70,7 +72,7 @@ class DaemonSession:
         self._connections.remove(connection)
         if self._connections:
             return False
-        self.listening = False
+        self.listening = self.late = False
         return True
 
     def ready(self) -> I64:

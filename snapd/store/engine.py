@@ -17,6 +17,7 @@ from snapd.blocks.keys import I64
 from snapd.config import event
 from snapd.errors import ProtocolError
 from snapd.formats.segment import SlotState
+from snapd.store.answers import RemovalAnswers
 from snapd.store.batches import codes_reply, padded_keys
 from snapd.store.blocks import BlockStore
 from snapd.store.cold import Cold
@@ -35,7 +36,6 @@ from snapd.wire.codes import ReturnCode
 _LOG = logging.getLogger(__name__)
 
 WAITING_GETS_MAX = 1024
-REMOVAL_ACK_SECONDS = 5.0
 WAIT_SECONDS_MAX = 60.0
 """Longest that any request waits for its reply."""
 
@@ -72,12 +72,11 @@ class StoreEngine:
         room = Room(blocks)
         self._puts = Puts(blocks, room, self._daemon, self._removals)
         self._cold = Cold(blocks, room, self._daemon)
-        self._removal_waits: list[tuple[int, Wait]] = []
+        self._answers = RemovalAnswers(self._waits, self._daemon, self._events)
         self._pins = Pins(blocks)
         self._load_polls = Polls(self._waits)
         self._event_polls = Polls(self._waits)
         self._gets_waiting = 0
-        self._removal_was_late = False
         self._next_tick = now + TICK_SECONDS
         blocks.on_cold_left = self._cold_left
         room.on_slots_short = self._removals.make_room
@@ -118,6 +117,7 @@ class StoreEngine:
         if now >= self._next_tick:
             self._next_tick = now + TICK_SECONDS
             self._blocks.reclaim()
+            self._removals.bound_pending()
             if self._blocks.segment.heal_header():
                 event(_LOG, logging.ERROR, "segment header damaged and written again")
         return self._waits.due(now)
@@ -139,7 +139,7 @@ class StoreEngine:
             if self._daemon.detach(connection):
                 event(_LOG, logging.WARNING, "daemon detached", name=client.name)
                 self._loads.give_up()
-                self._answer_removals(self._events.posted)
+                self._answers.daemon_gone()
         self._blocks.writer_lost(client.writer)
 
     def stats(self, now: float) -> m.StatsReply:
@@ -240,7 +240,8 @@ class StoreEngine:
         reply = self._puts.end(request, self._writer(connection), now)
         if self._removals.superseded == superseded:
             return reply
-        return self._when_durable(connection, reply, posted, now)
+        failed = self._puts.not_durable(request, reply)
+        return self._answers.when_durable(connection, reply, failed, posted, now)
 
     def _fill_start(self, connection: int, request: m.FillStart, now: float) -> m.Reply:
         refusal = self._without_lock(connection)
@@ -274,45 +275,18 @@ class StoreEngine:
 
     def _remove(self, connection: int, request: m.Remove, now: float) -> m.Reply | None:
         before = self._events.posted
-        reply = codes_reply(self._removals.remove(request, now))
-        return self._when_durable(connection, reply, before, now)
+        codes = self._removals.remove(request, now)
+        # Where a key was not found in memory, it may be on disk.
+        failed = np.where(codes == ReturnCode.OBJECT_HAS_LEASE, codes, ReturnCode.WRITE_FAIL)
+        return self._answers.when_durable(
+            connection, codes_reply(codes), codes_reply(failed), before, now
+        )
 
     def _remove_all(self, connection: int, request: m.RemoveAll, now: float) -> m.Reply | None:
         before = self._events.posted
         reply = m.Count(self._removals.remove_all(now, force=request.force))
-        return self._when_durable(connection, reply, before, now)
-
-    def _when_durable(
-        self, connection: int, reply: m.Reply, before: int, now: float
-    ) -> m.Reply | None:
-        """The reply now, or once the daemon has acknowledged the events posted since `before`.
-
-        A daemon that hangs past the deadline does not hold the caller: the removal is durable in
-        the segment and will be journaled when the daemon comes back to it.
-        """
-        ordinal = self._events.posted
-        if not self._daemon.listening or ordinal == before:
-            return reply
-
-        def leave() -> None:
-            self._removal_waits.remove((ordinal, wait))
-
-        def finish(_: float) -> m.Reply:
-            leave()
-            late = self._daemon.listening and self._events.acknowledged < ordinal
-            if late and not self._removal_was_late:
-                event(_LOG, logging.WARNING, "daemon slow to journal removals")
-            self._removal_was_late = late
-            return reply
-
-        wait = self._waits.add(Wait(connection, now + REMOVAL_ACK_SECONDS, finish, leave))
-        self._removal_waits.append((ordinal, wait))
-        return None
-
-    def _answer_removals(self, acknowledged: int) -> None:
-        for ordinal, wait in self._removal_waits:
-            if ordinal <= acknowledged:
-                self._waits.resolve(wait)
+        failed = m.Failure(ReturnCode.WRITE_FAIL, "removed in memory, but not on disk yet")
+        return self._answers.when_durable(connection, reply, failed, before, now)
 
     def _attach(self, connection: int, request: m.Attach, _: float) -> m.Reply:
         if not 1 <= len(request.daemon_id) <= DAEMON_ID_BYTES_MAX:
@@ -350,7 +324,7 @@ class StoreEngine:
     def _events_wait(self, connection: int, request: m.EventsWait, now: float) -> m.Reply | None:
         self._daemon.listening = True
         batch = self._events.take(request.ack)
-        self._answer_removals(self._events.acknowledged)
+        self._answers.acknowledged()
         if batch is not None or request.wait_ms <= 0:
             return batch or self._events.nothing()
         self._event_polls.add(

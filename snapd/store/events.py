@@ -37,6 +37,8 @@ class Event:
     slot: int
     sequence: int
     epoch: int
+    stands_from: int = 0
+    """Of a remove-all: the first ordinal that is durable only with it."""
 
 
 class EventQueue:
@@ -49,6 +51,10 @@ class EventQueue:
         self._number = 0
         self._posted = 0
         self.acknowledged = 0
+        self.slotless_last = 0
+        """Ordinal of the last removal that lies in no slot."""
+        self.slotless = 0
+        """How many of those wait to be sent."""
         self.on_posted: Callable[[], None] = lambda: None
 
     @property
@@ -58,6 +64,10 @@ class EventQueue:
 
     def removed(self, keys: list[bytes], rows: I64, sequences: U64, epoch: int) -> None:
         """Slots `rows` are REMOVED; versions of their keys below `sequences` are gone."""
+        slotless = int((rows == NO_SLOT).sum())
+        if slotless:
+            self.slotless += slotless
+            self.slotless_last = self._posted + len(rows)
         self._post(
             [
                 Event(EventKind.REMOVED, key, row, sequence, epoch)
@@ -66,11 +76,13 @@ class EventQueue:
         )
 
     def removed_all(self, sequence: int, epoch: int) -> None:
-        """Everything of an older epoch is gone. Removals not sent yet are covered by that."""
-        kept = [event for event in self._queue if event.kind != EventKind.REMOVED]
-        self.acknowledged += len(self._queue) - len(kept)
-        self._queue = deque(kept)
-        self._post([Event(EventKind.REMOVE_ALL, b"", 0, sequence, epoch)])
+        """Everything of an older epoch is gone. Removals not sent yet are covered by that: who
+        waits for one of them waits for this now, so it comes in the place of all that waits."""
+        first = self._before_queue() + 1
+        kept = [event for event in self._queue if event.kind == EventKind.CORRUPT]
+        self._queue.clear()
+        self.slotless = 0
+        self._post([Event(EventKind.REMOVE_ALL, b"", 0, sequence, epoch, first), *kept])
 
     def corrupt(self, keys: list[bytes], rows: I64, sequences: U64, epochs: U32) -> None:
         """Blocks were dropped because their bytes were wrong: no eviction."""
@@ -80,13 +92,18 @@ class EventQueue:
         self._post([Event(EventKind.CORRUPT, *columns_of) for columns_of in columns])
 
     def restart(self, *, same_daemon: bool) -> None:
-        """A daemon attached: every removal that still lies in a slot is posted again, and for the
-        same daemon the corrupt blocks it has not acknowledged."""
-        waiting = [*self._sent, *self._queue] if same_daemon else []
+        """A daemon attached: every removal that no daemon has acknowledged is posted again, whether
+        it lies in a slot or not, and for the same daemon the corrupt blocks."""
+        waiting = [*self._sent, *self._queue]
+        slotless = [
+            event for event in waiting if event.kind == EventKind.REMOVED and event.slot == NO_SLOT
+        ]
+        corrupt = [event for event in waiting if event.kind == EventKind.CORRUPT]
         self._sent = []
-        self._queue = deque(event for event in waiting if event.kind == EventKind.CORRUPT)
+        self._queue.clear()
         self.acknowledged = self._posted
-        self._posted += len(self._queue)
+        self._post([*slotless, *(corrupt if same_daemon else [])])
+        self.slotless = len(slotless)
         book = self._blocks.book
         rows = np.flatnonzero(book.state == SlotState.REMOVED)
         records = book.records[rows]
@@ -98,18 +115,26 @@ class EventQueue:
         """The next batch after acknowledging batch `ack`; None if there is nothing to send."""
         if self._sent and ack == self._number:
             self._forget(self._sent)
-            self.acknowledged += len(self._sent)
             self._sent = []
+            self.acknowledged = self._before_queue()
         if not self._sent and self._queue:
             self._sent = list(islice(self._queue, BATCH_EVENTS_MAX))
             for _ in self._sent:
-                self._queue.popleft()
+                event = self._queue.popleft()
+                self.slotless -= event.kind == EventKind.REMOVED and event.slot == NO_SLOT
             self._number += 1
         return self._message(self._sent) if self._sent else None
 
     def nothing(self) -> Events:
         """The empty batch that ends a long poll; its number is that of the last one."""
         return self._message([])
+
+    def _before_queue(self) -> int:
+        """Ordinal of the last event that nothing in the queue stands for; a remove-all is its
+        first."""
+        if self._queue and self._queue[0].stands_from:
+            return self._queue[0].stands_from - 1
+        return self._posted - len(self._queue)
 
     def _post(self, events: list[Event]) -> None:
         if events:

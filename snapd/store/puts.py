@@ -119,6 +119,15 @@ class Puts:
             codes[chosen] = self._publish(rows[chosen], checksums[chosen], now)
         return codes_reply(codes)
 
+    def not_durable(self, request: PutEnd, reply: Codes) -> Codes:
+        """The reply in place of `reply` when what these blocks replaced may come back: an upsert
+        says so. A put promised nothing of what was there before it."""
+        rows, _ = slots_and_sequences(request.slots, request.sequences)
+        codes = decode_column(reply.codes, np.int32, len(rows)).copy()
+        published = np.flatnonzero(codes == ReturnCode.OK)
+        codes[published[self._blocks.upsert[rows[published]]]] = ReturnCode.WRITE_FAIL
+        return codes_reply(codes)
+
     def revoke(self, request: PutRevoke, writer: int) -> Codes:
         """Give reserved space back: its writer says that it will not write there again."""
         rows, sequences = slots_and_sequences(request.slots, request.sequences)

@@ -20,6 +20,9 @@ from snapd.wire.messages import Remove
 REMOVED_SHARE = 2
 """Removals may take one slot in so many while no daemon takes them."""
 
+SLOTLESS_EVENTS_MAX = 1 << 18
+"""Most removals of keys without a slot that wait for the daemon, a few hundred bytes each."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -132,16 +135,27 @@ class Removals:
         """
         state = self._blocks.book.state
         removed = int((state == SlotState.REMOVED).sum())
-        if self._daemon.attached or removed < len(state) // REMOVED_SHARE:
+        taken = self._daemon.attached and not self._daemon.late
+        if taken or removed < len(state) // REMOVED_SHARE:
             return False
         self.start_epoch(state == SlotState.PUBLISHED)
         event(
             _LOG,
             logging.WARNING,
-            "removals filled the slot table while no daemon was there; new epoch begun",
+            "removals filled the slot table while no daemon took them; new epoch begun",
             removals=removed,
         )
         return True
+
+    def bound_pending(self) -> None:
+        """Removals of keys that no slot holds take memory until the daemon has them. When a disk
+        has refused very many, a new epoch says them all at once, at the same price as above."""
+        waiting = self._events.slotless
+        if waiting > SLOTLESS_EVENTS_MAX:
+            self.start_epoch(self._blocks.book.state == SlotState.PUBLISHED)
+            event(
+                _LOG, logging.WARNING, "too many removals wait; new epoch begun", removals=waiting
+            )
 
     def start_epoch(self, kept: Bools) -> int:
         """`BlockStore.begin_epoch`, and say so to the daemon; returns how many keys died."""
