@@ -30,13 +30,16 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
 
-from fault_ledger import FaultClass, note  # noqa: E402 - found through the line above
+from fault_ledger import FaultClass, figure, note  # noqa: E402 - found through the line above
 
 DECODERS = tuple(sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.py")))
 INPUT_BYTES_MAX = 1 << 18
 INPUT_SECONDS_MAX = 10
 RESIDENT_MIB_MAX = 1536
 _GRACE_SECONDS = 120
+_SLICE_SECONDS = 150
+"""Longest life of one fuzzer process: Atheris keeps a little of every input, so that the limit of
+memory, which is there for one input, would end a long run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,39 +81,55 @@ def fuzz(
     made = {_name(one): one for one in _seeds(decoder, targets)}
     for name, data in made.items():
         (corpus / name).write_bytes(data)
-    arguments = [
-        f"-seed={seed}",
-        f"-max_total_time={seconds}",
-        f"-runs={executions}",
+    before = {path.name for path in artifacts.iterdir()}
+    done = resident_mib = 0
+    crash = ""
+    left = seconds
+    while True:
+        arguments = [
+            f"-seed={seed + (seconds - left)}",
+            f"-max_total_time={min(left, _SLICE_SECONDS)}",
+            f"-runs={executions}",
+            *_options(artifacts / f"{decoder}-"),
+        ]
+        ended = _harness(targets, decoder, [*arguments, str(corpus)], left + _GRACE_SECONDS)
+        done += _figure(ended.stderr, "number_of_executed_units")
+        resident_mib = max(resident_mib, _figure(ended.stderr, "peak_rss_mb"))
+        left -= min(left, _SLICE_SECONDS)
+        new = {path.name for path in artifacts.iterdir()} - before
+        crashes = sorted(name for name in new if name.startswith(f"{decoder}-"))
+        if crashes:
+            crash = str(_minimised(targets, decoder, artifacts / crashes[0], minimise_seconds))
+        if crashes or ended.returncode or not left:
+            break
+    failed = ended.returncode != 0 or bool(crash)
+    found = sorted({path.name for path in corpus.iterdir()} - made.keys())
+    return Result(
+        decoder=decoder,
+        seed=seed,
+        executions=done,
+        seeds=len(made),
+        cases=len(found),
+        found=tuple(found),
+        resident_mib_max=resident_mib,
+        crash=crash,
+        report=(ended.stdout + ended.stderr)[-4000:] if failed else "",
+    )
+
+
+def _options(artifacts: Path) -> list[str]:
+    """What every run of libFuzzer is told. What crashes is kept under names that begin so."""
+    return [
         f"-max_len={INPUT_BYTES_MAX}",
         "-len_control=0",
         # The mutators stack changes themselves; more of them and nothing is ever accepted.
         "-mutate_depth=1",
         f"-timeout={INPUT_SECONDS_MAX}",
         f"-rss_limit_mb={RESIDENT_MIB_MAX}",
-        f"-artifact_prefix={artifacts}/{decoder}-",
+        f"-artifact_prefix={artifacts}",
         "-print_final_stats=1",
         "-verbosity=1",
     ]
-    before = {path.name for path in artifacts.iterdir()}
-    ended = _harness(targets, decoder, [*arguments, str(corpus)], seconds + _GRACE_SECONDS)
-    crashes = sorted({path.name for path in artifacts.iterdir()} - before)
-    crash = ""
-    if crashes:
-        crash = str(_minimised(targets, decoder, artifacts / crashes[0], minimise_seconds))
-    failed = ended.returncode != 0 or bool(crash)
-    found = sorted({path.name for path in corpus.iterdir()} - made.keys())
-    return Result(
-        decoder=decoder,
-        seed=seed,
-        executions=_figure(ended.stderr, "number_of_executed_units"),
-        seeds=len(made),
-        cases=len(found),
-        found=tuple(found),
-        resident_mib_max=_figure(ended.stderr, "peak_rss_mb"),
-        crash=crash,
-        report=(ended.stdout + ended.stderr)[-4000:] if failed else "",
-    )
 
 
 def replay(decoder: str, path: Path, targets: Path = HERE) -> subprocess.CompletedProcess[str]:
@@ -165,6 +184,7 @@ def note_cases(result: Result) -> None:
     """Cases by the digest of their input: the same input found again is the same case."""
     for name in result.found:
         note(FaultClass.FUZZED_INPUT, f"{result.decoder}: input {name[:16]}", violated=False)
+    figure(f"executions of the fuzzer of {result.decoder}", result.executions)
     if result.report:
         note(FaultClass.FUZZED_INPUT, f"{result.decoder}: {result.crash or 'run'}", violated=True)
 
