@@ -902,3 +902,24 @@ def test_a_pack_whose_name_may_not_be_durable_is_not_named_by_a_durable_manifest
         with Repository.open(disk) as repository:
             assert repository.recover().blocks_lost == 0, f"seed {seed}"
             assert contents_of(repository) == found, f"seed {seed}"
+
+
+def test_heat_stays_with_its_block_when_packs_are_sealed_out_of_order(disk: SimulatedDisk) -> None:
+    """The rows of a catalog are in the order of sealing, a manifest in the order of packs."""
+    with Repository.open(disk) as repository:
+        repository.recover()
+        early, late = repository.begin_pack(), repository.begin_pack()
+        append(early, {b"cool": b"c" * 5000, b"cold": b"d" * 5000}, sequence=1)
+        append(late, {b"hot": b"h" * 5000}, sequence=2)
+        hot = late.seal()
+        others = early.seal()
+        catalog = repository.catalog
+        catalog.set_heat(np.concatenate([hot, others]), np.array([64, 4, 1], np.float32))
+        repository.commit()
+    with Repository.open(disk) as repository:
+        repository.recover()
+        rows = repository.catalog.find(
+            KeyColumn.from_list([b"hot", b"cool", b"cold"]), hash_keys([b"hot", b"cool", b"cold"])
+        )
+        heat = repository.catalog.column("heat", rows)
+    assert heat.tolist() == pytest.approx([64, 4, 1], rel=0.1)
