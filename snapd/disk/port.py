@@ -25,6 +25,8 @@ class DiskUsage:
     capacity_bytes: int
     free_bytes: int
     """Free for this process, as `statvfs` counts it (f_bavail)."""
+    reserved_bytes: int = 0
+    """Free, and kept from this process by the file system (f_bfree less f_bavail)."""
 
 
 @runtime_checkable

@@ -118,7 +118,9 @@ class PosixDisk:
             found = os.fstatvfs(self._root)
         except OSError as error:
             raise self._failure("stat file system of", "", error) from error
-        return DiskUsage(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+        unit = found.f_frsize
+        reserved = max(0, found.f_bfree - found.f_bavail)
+        return DiskUsage(found.f_blocks * unit, found.f_bavail * unit, reserved * unit)
 
     def lock(self, name: str, *, shared: bool = False) -> PosixLock:
         """Lock a file with `flock`, which the kernel releases with the last descriptor.

@@ -44,6 +44,7 @@ class Admission:
         self._curve: HeatCurve | None = None
         self._live_bytes = 0
         self._live_max = 0
+        self._is_shared = False
         self._taken = 0
         """Bytes that were let in since this flush began."""
         self._seen: U64 = np.zeros(0, np.uint64)
@@ -62,7 +63,7 @@ class Admission:
         state = self._budget.look()
         grown = 15 * state.limits.live_max > 16 * self._live_max
         self._live_max, self.pack_bytes_max = state.limits.live_max, state.pack_bytes_max
-        self.bound = state.bound
+        self.bound, self._is_shared = state.bound, state.is_shared
         self._live_bytes, self._taken = self._sum_live(), 0
         residency = session.residency
         if self._seen_in is not residency:
@@ -71,7 +72,10 @@ class Admission:
             with residency.lock:
                 residency.forget(residency.waiting(COLDER))
         worth = min(self.pack_bytes_max // _WORTH_SHARE, _WORTH_BYTES_MAX)
-        if self._budget.room().bytes >= worth + _PACK_BYTES:
+        room = self._budget.room().bytes
+        if self._is_shared:
+            room = min(room, self._live_max - self._live_bytes)
+        if room >= worth + _PACK_BYTES:
             with residency.lock:
                 slots = residency.waiting(NO_SPACE, WRITE_BUDGET)
                 if len(slots) > _TAKEN_UP_MAX:
@@ -84,7 +88,10 @@ class Admission:
         stored = padded_sizes(table.size).astype(np.int64)
         verdict = np.full(len(table), WRITE, np.int64)
         room = self._live_max - self._live_bytes - self._taken
-        if int(stored.sum()) > room:
+        if int(stored.sum()) > room and self._is_shared:
+            # Nothing goes for what comes, however hot it is.
+            verdict[np.cumsum(stored) > room] = NO_SPACE
+        elif int(stored.sum()) > room:
             if self._curve is None:
                 self._curve = self._heat_curve()
             verdict[~admit(table.heat, stored, room, self._curve)] = COLDER

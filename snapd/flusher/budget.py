@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from snapd.disk import DiskUsage
 from snapd.errors import DiskError
 from snapd.plans.budget import DailyBudget
 from snapd.plans.space import SpaceLimits
@@ -28,6 +29,8 @@ _RESERVE_BYTES_MAX = 64 * 2**20
 _MANIFEST_BYTES_MIN = 65_536
 _DISK_SHARE = 20
 """The reserve on the file system is at most one part in so many of it."""
+_METADATA_SHARE = 32
+"""One part in so many of a file system may be its own: then it is still all for the repository."""
 _REFUSAL_SECONDS = 10.0
 """Time for which the usage at which the disk refused a write is taken for its limit; then it is
 tried again, because nothing tells when a quota has grown."""
@@ -46,12 +49,23 @@ class SpaceState:
     """One look."""
 
     limits: SpaceLimits
+    """For what is written: the least of `own` and of what the disk has room for now. Beside the
+    setting, never less than what is in use."""
+    own: SpaceLimits
+    """For what is given up: the setting, or without one the size of the file system. Nothing that
+    others do changes it, so nothing that others do costs a block that is durable."""
     use: SpaceUse
     bound: str
-    """What sets the limit: `budget` (the setting), `disk` (its free space), or `refused` (the disk
-    refused a write although it said that there was space, as quotas do)."""
+    """What sets the limit: `budget` (the setting), `disk` (its size or its free space), or
+    `refused` (the disk refused a write although it said that there was space, as quotas do)."""
     pack_bytes_max: int
     """Bytes at which a pack should be sealed."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether others leave less room than the repository could have: then new blocks are left
+        out, and none makes way for another."""
+        return self.limits.bytes_max < self.own.bytes_max
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +125,9 @@ class Budget:
         self._charged = bytes_written()
         self._reserved = 0
         self._refused: _Refusal | None = None
+        self._disk_bytes = 0
+        """The most that the file system ever had for everybody together. Some (ZFS) count what
+        others use as missing, and a disk does not get smaller by being used."""
         self.pressed = False
         """Set by the compactor while there is pressure: commits keep one generation."""
 
@@ -136,28 +153,44 @@ class Budget:
 
     # --- space --------------------------------------------------------------------------------
 
+    @property
+    def own_bound(self) -> str:
+        """What blocks are dropped for, if any are: `budget`, or `disk` without one."""
+        return "budget" if self._bytes_max else "disk"
+
     def look(self) -> SpaceState:
         """What is used, and how much may be. Raises DiskError."""
         use = self._repository.space_use()
         disk = self._repository.disk.usage()
         reserve = min(self._disk_reserve_bytes, disk.capacity_bytes // _DISK_SHARE)
-        found = [("disk", max(0, use.total + disk.free_bytes - reserve))]
-        if self._bytes_max:
-            found.append(("budget", self._bytes_max))
+        free = use.total + max(0, disk.free_bytes - reserve)
         with self._lock:
+            own = self._own_bytes(disk, reserve)
+            found = [own, ("disk", free)]
             if self._refused is not None:
                 if self._refused.is_over(self._clock(), disk.free_bytes):
                     self._refused = None
                 else:
-                    found.append(("refused", self._refused.used_bytes))
+                    found.append(("refused", max(use.total, self._refused.used_bytes)))
         bound, bytes_max = min(found, key=lambda one: one[1])
+        limits = self._limits(bytes_max, use)
+        return SpaceState(limits, self._limits(own[1], use), use, bound, limits.pack_bytes_max)
+
+    def _own_bytes(self, disk: DiskUsage, reserve: int) -> tuple[str, int]:
+        """What the repository may take where it has no neighbours, and what says so. The caller
+        holds the lock."""
+        if self._bytes_max:
+            return self.own_bound, self._bytes_max
+        self._disk_bytes = max(self._disk_bytes, disk.capacity_bytes - disk.reserved_bytes)
+        return self.own_bound, self._disk_bytes - self._disk_bytes // _METADATA_SHARE - reserve
+
+    def _limits(self, bytes_max: int, use: SpaceUse) -> SpaceLimits:
         pack_bytes_max = pack_bytes_within(self._pack_bytes_max, bytes_max)
         # A commit writes a manifest beside those that are there.
         reserve = min(bytes_max // _RESERVE_SHARE, _RESERVE_BYTES_MAX)
         reserve += max(_MANIFEST_BYTES_MIN, use.manifests)
         headroom = min(2 * pack_bytes_max, bytes_max // 8)
-        limits = SpaceLimits(bytes_max, headroom, reserve, pack_bytes_max)
-        return SpaceState(limits, use, bound, pack_bytes_max)
+        return SpaceLimits(bytes_max, headroom, reserve, pack_bytes_max)
 
     def room(self) -> Room:
         """What the flusher may write now. Raises DiskError."""

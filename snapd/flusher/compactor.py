@@ -127,7 +127,7 @@ class Compactor:
         self._planned = self._repository.generation
         columns, plan = self._plan(state)
         self._budget.pressed = plan.pressed and plan.shrink_retention
-        if plan.pressed:
+        if plan.shrink_retention:
             # Before anything is given up: what only older generations hold. It needs no manifest,
             # so it works on a disk that is really full.
             pruned = self._repository.prune(retain=1)
@@ -135,7 +135,7 @@ class Compactor:
                 self.state = state = self._budget.look()
                 columns, plan = self._plan(state)
         if len(plan.drop):
-            self._drop(session, columns.row[plan.drop], state.bound)
+            self._drop(session, columns.row[plan.drop])
         if len(plan.compact):
             self._compact(columns.sequence[plan.compact], plan)
         if plan.commit and not self._stopping.is_set():
@@ -164,13 +164,15 @@ class Compactor:
             other_bytes=state.use.total - packs,
             pack_bytes_max=state.pack_bytes_max,
             copy_bytes_max=self._budget.write_room(),
+            own=state.own,
         )
         return columns, plan
 
-    def _drop(self, session: Session, rows: I64, bound: str) -> None:
+    def _drop(self, session: Session, rows: I64) -> None:
         """Let blocks go. Those that the store still has in memory are left out from now on; those
         that it could only serve from disk it forgets."""
         catalog, residency = self._repository.catalog, session.residency
+        bound = self._budget.own_bound
         with residency.lock:
             rows = rows[catalog.is_live(rows)]
             catalog.set_live(rows, live=False)

@@ -19,6 +19,7 @@ from snapd.config import Settings, event
 from snapd.errors import SnapdError
 from snapd.flusher.admission import Admission
 from snapd.flusher.budget import Budget
+from snapd.flusher.commit import commit_in_room
 from snapd.flusher.flush import Flush, FlushResult
 from snapd.flusher.heat import HeatBook
 from snapd.flusher.reasons import failure_reason
@@ -389,11 +390,7 @@ class Flusher:
             self._heat = HeatBook(self._repository.catalog)
         self._heat.update(session, source)
         settled = session is not None and session.settled.is_set() and not session.lost.is_set()
-        summary = self._repository.commit(
-            prune=settled,
-            retain=1 if self._budget.pressed else None,
-            write_debt_bytes=self._budget.write_debt(),
-        )
+        summary = commit_in_room(self._repository, self._budget, settled=settled)
         self._admission.committed(session, source)
         self._awaits_manifest = False
         self._durable_until = self._flushed_until

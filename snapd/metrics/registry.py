@@ -18,7 +18,7 @@ from snapd.wire.messages import StatsReply
 
 SNAPSHOT_FAILURE_REASONS = ("disk", "integrity", "deadline", "other")
 QUARANTINE_REASONS = ("segment", "pack", "store", "unreadable")
-DROP_REASONS = ("budget", "disk", "refused")
+DROP_REASONS = ("budget", "disk")
 """What set the limit: the setting, the disk's free space, or a write that the disk refused."""
 LEFT_OUT_REASONS = ("colder", "no_space", "write_budget")
 LOAD_RESULTS = ("loaded", "superseded", "rejected", "no_space", "no_slot", "failed")

@@ -16,6 +16,12 @@ byte that is freed. The three numbers follow from it:
 - `DEAD_SHARE`: a pack over half dead is cleaned also without pressure: it writes less than it
   frees, and it keeps tables of dead rows from growing.
 
+Two limits, because two questions have different answers. How much may be *written* depends on what
+others leave free; what may be *given up* must not: whoever fills the disk for an hour would take
+the cache with him. So relief begins at the limit for writing, and goes as far as deleting what is
+dead; blocks that live are dropped for the repository's own limit only, which is a setting or the
+size of the file system, and in which nobody else's bytes occur.
+
 Which pack: the deadest first (greedy). Their cost-benefit rule multiplies by age because files in
 one log differ in how soon they die; here the old and cold do not stay to be copied again and again,
 they are what a budget drops.
@@ -57,7 +63,7 @@ PACK_OVERHEAD_BYTES = 16_384
 
 @dataclass(frozen=True, slots=True)
 class SpaceLimits:
-    """The budget, in bytes."""
+    """One limit and what follows from it, in bytes."""
 
     bytes_max: int
     """Most that the repository may take."""
@@ -152,15 +158,20 @@ def plan_space(
     other_bytes: int,
     pack_bytes_max: int,
     copy_bytes_max: int | None = None,
+    own: SpaceLimits | None = None,
 ) -> SpacePlan:
     """The order of relief: obsolete packs go first, then older generations, then packs are cleaned,
     and what live blocks take beyond their share is dropped, coldest first, tails of chains before
     their heads.
 
+    `limits` are those for writing, which others who use the disk may set; `own` are the ones for
+    which live blocks may be dropped (by default the same).
+
     `other_bytes` is usage outside of packs; `copy_bytes_max` bounds what copies may write, of which
     half is for cleaning that could wait. Where nothing else helps (there is no room left for a
     single copy), whole packs are let go, those with the least heat for the bytes that they take.
     """
+    own = own or limits
     live = _bytes_by_pack(rows, np.ones(len(rows.pack), np.bool_), len(packs.file_bytes))
     used = other_bytes + int(packs.file_bytes.sum())
     empty = live == 0
@@ -181,11 +192,10 @@ def plan_space(
             copy_bytes=int(cost[compact].sum()),
             used_bytes_after=after + int((cost - packs.file_bytes)[compact].sum()),
         )
-    shrink = bool(packs.named.any())
     after -= int(packs.file_bytes[held].sum())
     drop = np.empty(0, np.int64)
-    if after > limits.start:
-        drop = _coldest(rows, int(live.sum()) - limits.live_max)
+    if after > own.start:
+        drop = _coldest(rows, int(live.sum()) - own.live_max)
     live = _bytes_by_pack(rows, _others(drop, len(rows.pack)), len(live))
     emptied = ~empty & (live == 0)
     after -= int(packs.file_bytes[emptied].sum())
@@ -194,8 +204,8 @@ def plan_space(
         compact = _to_clean(packs, live, WORTH_SHARE, limits.copies_up_to - used)
         compact = _enough(packs, live, compact, after - limits.stop)
     freed = used - after
-    if after > limits.start and not len(compact) and not freed:
-        let_go = _whole_packs(packs, rows, live, after - limits.stop)
+    if after > own.start and not len(compact) and not freed:
+        let_go = _whole_packs(packs, rows, live, after - own.stop)
         drop = np.concatenate([drop, let_go[~np.isin(let_go, drop)]])
         live = _bytes_by_pack(rows, _others(drop, len(rows.pack)), len(live))
         after = other_bytes + int(packs.file_bytes[live > 0].sum())
@@ -203,10 +213,13 @@ def plan_space(
     cost = copies(packs, live)
     compact = _within(cost, compact, copy_bytes_max)
     after += int((cost - packs.file_bytes)[compact].sum())
+    going = live == 0
+    going[compact] = True
     return SpacePlan(
         pressed=True,
         commit=freed > 0 or len(compact) > 0,
-        shrink_retention=shrink,
+        # A generation that holds nothing of this stays: it is the room for the next manifest.
+        shrink_retention=bool((packs.named & going).any()),
         drop=drop,
         compact=compact,
         copy_bytes=int(cost[compact].sum()),

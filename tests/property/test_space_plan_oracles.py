@@ -81,6 +81,33 @@ def check(plan: SpacePlan, packs: PackSpace, rows: LiveRows, limits: SpaceLimits
     st.lists(ROW, min_size=1, max_size=30),
     st.lists(PACK, min_size=6, max_size=6),
     st.integers(40, 1200),
+    st.integers(40, 1200),
+)
+def test_nothing_that_lives_goes_for_the_sake_of_others(
+    listed: list[tuple[int, int, float, int]],
+    packed: list[tuple[int, bool]],
+    pages: int,
+    own_pages: int,
+) -> None:
+    """However little is left to write into, only the repository's own limit drops blocks."""
+    packs, rows = columns(listed, packed)
+    limits = SpaceLimits(min(pages, own_pages) * PAGE, 8 * PAGE, 4 * PAGE)
+    own = SpaceLimits(own_pages * PAGE, 8 * PAGE, 4 * PAGE)
+    plan = plan_space(packs, rows, limits, other_bytes=0, pack_bytes_max=64 * PAGE, own=own)
+    check(plan, packs, rows, limits)
+    live = int(rows.stored_bytes.sum())
+    used = int(packs.file_bytes.sum())
+    if used <= own.start or (len(plan.compact) and live <= own.live_max):
+        assert not len(plan.drop)
+    if len(plan.drop):
+        alone = plan_space(packs, rows, own, other_bytes=0, pack_bytes_max=64 * PAGE)
+        assert alone.pressed
+
+
+@given(
+    st.lists(ROW, min_size=1, max_size=30),
+    st.lists(PACK, min_size=6, max_size=6),
+    st.integers(40, 1200),
     st.integers(0, 40),
 )
 def test_a_plan_stays_inside_its_budget_and_gives_relief_in_order(
@@ -101,7 +128,10 @@ def test_a_plan_stays_inside_its_budget_and_gives_relief_in_order(
     assert plan.pressed == (used - obsolete > limits.start)
     if not plan.pressed:
         return
-    assert plan.shrink_retention == bool(packs.named.any())
+    stay = [at for at in range(len(rows.pack)) if at not in set(plan.drop.tolist())]
+    going = set(range(len(packs.file_bytes))) - set(rows.pack[stay].tolist())
+    going |= set(plan.compact.tolist())
+    assert plan.shrink_retention == any(packs.named[one] for one in going)
     if used - obsolete - held <= limits.start:
         assert not len(plan.drop), "dropped what older generations held the space of"
     # Whatever is left to do, something is: the budget is met in the end.

@@ -23,6 +23,7 @@ from snapd.disk.metered import MeteredDisk
 from snapd.errors import StoreUnavailableError
 from snapd.flusher.admission import Admission
 from snapd.flusher.budget import Budget, pack_bytes_within
+from snapd.flusher.commit import commit_in_room
 from snapd.flusher.compactor import Compactor
 from snapd.flusher.flush import Flush, FlushResult
 from snapd.flusher.heat import HeatBook
@@ -187,11 +188,8 @@ class LocalDaemon:
         assert self.session is not None
         with closing(self.session.open_source()) as source:
             self.heat.update(self.session, source)
-            summary = self.repository.commit(
-                prune=self.session.settled.is_set(),
-                retain=1 if self.budget.pressed else None,
-                write_debt_bytes=self.budget.write_debt(),
-            )
+            settled = self.session.settled.is_set()
+            summary = commit_in_room(self.repository, self.budget, settled=settled)
             self.admission.committed(self.session, source)
         return summary
 
