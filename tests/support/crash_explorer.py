@@ -330,15 +330,15 @@ def check_after(disk: SimulatedDisk, before: ModelledRepository) -> None:
     with seeded_identifiers("after"):
         recovery = model.start()
         assert recovery.blocks_lost == 0
-        assert not recovery.unreadable_manifests
+        assert not model.news(recovery.unreadable_manifests)
         assert not recovery.unreadable_packs
         assert not recovery.journal_findings
-        assert not recovery.moved_aside
+        assert not model.news(recovery.moved_aside)
         model.check()
         for generation in model.open.generations():
             # Not only the newest: each one is whole, or falling back to it would fail.
-            found = model.open.verify(generation.generation)
-            assert found.findings == [], f"generation {generation.generation}"
+            found = model.verify(generation.generation)
+            assert found == [], f"generation {generation.generation}"
         work_on(model)
 
 
@@ -352,7 +352,7 @@ def work_on(model: ModelledRepository) -> None:
     model.close()
     model.start()
     model.check()
-    assert model.open.verify(all_blocks=True).findings == []
+    assert model.verify(all_blocks=True) == []
     model.rebuild()
     model.commit()
     model.check()

@@ -31,8 +31,8 @@ def first_start(model: ModelledRepository) -> None:
 def start(model: ModelledRepository, step: str = "recovery") -> None:
     model.close()
     recovery = model.start(step)
-    counted = bool(recovery.unreadable_packs or recovery.unreadable_manifests)
-    model.check(lossy=counted or bool(recovery.journal_findings))
+    told = [*recovery.unreadable_packs, *recovery.unreadable_manifests, *recovery.journal_findings]
+    model.check(lossy=bool(model.news(told)))
 
 
 def put(*names: str, dropped: tuple[str, ...] = (), size: int = 3000) -> Step:
@@ -311,6 +311,57 @@ def restored() -> list[Step]:
     ]
 
 
+def damaged() -> list[Step]:
+    """A medium that goes bad: the newest snapshot falls back to the one before it and is moved
+    aside, and blocks are rejected, with a copy for a look, by a reader and by compaction."""
+
+    def fall_back(model: ModelledRepository) -> None:
+        model.damage_newest_manifest()
+        start(model)
+
+    def move_aside(model: ModelledRepository) -> None:
+        with model.step("retention"):
+            model.open.prune(move_unreadable=True)
+
+    def rot_and_read(model: ModelledRepository) -> None:
+        model.rot(b"a")
+        model.check()
+
+    def rot_and_compact(model: ModelledRepository) -> None:
+        model.rot(b"d")
+        model.compact()
+        model.check()
+
+    return [
+        first_start,
+        put("a", "b", "c"),
+        commit,
+        put("b", "d", "f"),
+        remove("c"),
+        evict("f"),
+        commit,
+        fall_back,
+        put("e"),
+        remove("b"),
+        commit,
+        move_aside,
+        rot_and_read,
+        commit,
+        fall_back,
+        rebuild,
+        rot_and_compact,
+        commit,
+        put("a", "d"),
+        commit,
+        start,
+        compact,
+        commit,
+        commit,
+        commit,
+        start,
+    ]
+
+
 LIVES: dict[str, Callable[[], list[Step]]] = {
     "everyday": everyday,
     "overlapping": overlapping,
@@ -319,6 +370,7 @@ LIVES: dict[str, Callable[[], list[Step]]] = {
     "compacted": compacted,
     "purged": purged,
     "restored": restored,
+    "damaged": damaged,
 }
 
 

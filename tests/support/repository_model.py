@@ -65,6 +65,10 @@ class ModelledRepository:
         """Evicted blocks that live again, which no snapshot has seen yet."""
         self.ever: dict[bytes, set[bytes]] = {}
         """Everything that a key was ever to hold."""
+        self.damaged: set[str] = set()
+        """Files that a life has changed on the medium: what is said of them is no news."""
+        self.rotten: dict[bytes, bytes] = {}
+        """Blocks whose stored bytes it has changed: they may be missing."""
         self.sequence = 0
         self.segment = 1
         self.ordinal = 0
@@ -126,6 +130,7 @@ class ModelledRepository:
         other = ModelledRepository(disk, retain=self.retain)
         other.certain, other.evicted = dict(self.certain), dict(self.evicted)
         other.newest, other.revived = dict(self.newest), dict(self.revived)
+        other.damaged, other.rotten = set(self.damaged), dict(self.rotten)
         other.ever = {key: set(values) for key, values in self.ever.items()}
         other.undecided = {key: dict(facts) for key, facts in self.undecided.items()}
         other.sequence, other.segment, other.ordinal = self.sequence, self.segment, self.ordinal
@@ -147,6 +152,8 @@ class ModelledRepository:
                 for values in (self.certain, self.evicted, self.revived, undecided)
             ],
             sorted(self.newest.items()),
+            sorted(self.damaged),
+            sorted((key, _mark(value)) for key, value in self.rotten.items()),
             (self.sequence, self.segment, self.epoch, self.epoch_wanted, self.generation),
         )
         return hashlib.blake2b(repr(facts).encode(), digest_size=16).digest()
@@ -252,6 +259,41 @@ class ModelledRepository:
         """Catalog rows of keys."""
         return self.open.catalog.find(KeyColumn.from_list(keys), hash_keys(keys))
 
+    # --- what goes bad ------------------------------------------------------------------------
+
+    def damage_newest_manifest(self) -> None:
+        """A bit of the newest snapshot flips on the medium, while nobody has it open."""
+        assert isinstance(self.disk, SimulatedDisk)
+        self.close()
+        names = [name for name in self.disk.files() if name.startswith("manifests/")]
+        if names:
+            self.disk.flip(names[-1], 8 * (len(self.disk.contents(names[-1])) // 2) + 3)
+            self.damaged.add(names[-1])
+            # It is not the newest that can be read any more.
+            self.generation = 0
+
+    def rot(self, key: bytes) -> None:
+        """A bit of a block flips on the medium."""
+        assert isinstance(self.disk, SimulatedDisk)
+        if key not in self.certain or key in self.undecided:
+            return  # what went wrong before took it
+        block = self.open.catalog.take(self.rows_of([key]))
+        sequence = int(block.pack[0])
+        name = next(pack.name for pack in self.open.packs() if pack.sequence == sequence)
+        self.disk.flip(name, 8 * int(block.pack_offset[0]) + 5)
+        self.damaged.add(name)
+        self.rotten[key] = self.certain[key]
+
+    def news(self, sentences: Iterable[str]) -> list[str]:
+        """Of sentences about files, those that are not about a damaged one."""
+        names = {name.rpartition("/")[2] for name in self.damaged}
+        return [one for one in sentences if not any(name in one for name in names)]
+
+    def verify(self, generation: int | None = None, *, all_blocks: bool = False) -> list[str]:
+        """What `verify` finds that is news."""
+        found = self.open.verify(generation, all_blocks=all_blocks).findings
+        return self.news(f"{one.file}: {one.problem}" for one in found)
+
     # --- what must be true --------------------------------------------------------------------
 
     def allowed(self, key: bytes) -> set[bytes | None]:
@@ -265,6 +307,8 @@ class ModelledRepository:
         }
         if key in self.evicted:
             values.add(self.evicted[key])
+        if key in self.rotten and self.rotten[key] in values:
+            values.add(None)
         return values
 
     def keys(self) -> set[bytes]:
@@ -286,7 +330,7 @@ class ModelledRepository:
         self.epoch_wanted = self.epoch
         found, bad = self.readable()
         lossy = lossy or self.trust is not Trust.FULL
-        assert lossy or not bad, f"{bad} live blocks cannot be read"
+        assert lossy or bad <= len(self.rotten), f"{bad} live blocks cannot be read"
         self.settle(found, lossy=lossy)
         if not lossy:
             assert self.open.generation >= self.generation, "a committed generation is gone"
