@@ -61,7 +61,8 @@ class EventsWorker:
         self._round_done = threading.Condition()
         self._started = 0
         self._finished = 0
-        self.backoff = Backoff(_logger, "journal removals")
+        # Somebody waits for each removal, so a disk that works again is found out soon.
+        self.backoff = Backoff(_logger, "journal removals", most_seconds=1.0)
 
     def run(self) -> None:
         """Serve session after session."""

@@ -35,6 +35,7 @@ from snapd.errors import DiskError, NewerFormatError, SettingError
 from snapd.flusher.budget import BUDGET_BYTES_MIN, pack_bytes_within
 from snapd.metrics import Metrics
 from snapd.repository import Recovery, Repository
+from snapd.repository.ballast import ballast_within
 from snapd.warmup import Demand, Loader, Registrar, Warmer
 
 _HOUSEKEEPING_SECONDS = 1.0
@@ -103,6 +104,7 @@ def _open_repository(settings: Settings) -> tuple[PosixDisk, MeteredDisk, Reposi
                     settings.pack_bytes_max,
                     settings.repository_bytes_max or disk.usage().capacity_bytes,
                 ),
+                ballast_bytes=ballast_within(settings.repository_bytes_max),
             )
         except BaseException:
             disk.close()

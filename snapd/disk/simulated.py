@@ -71,6 +71,8 @@ class SimulatedDisk(Machine):
         super().__init__(seed)
         self.capacity_bytes = capacity_bytes
         self.quota_bytes = quota_bytes
+        self.copies_on_write = False
+        """Whether overwriting takes new room, as on btrfs and ZFS."""
         self.bytes_read = 0
         self.bytes_written = 0
         self.open_files = 0

@@ -92,7 +92,8 @@ class SimulatedFile:
     def _pwritev(self, group: list[memoryview], offset: int) -> int:
         data = b"".join(group)
         with self._disk._operation("write", self._path) as (operation, effect):
-            code = effect.code or self._disk.refusal_of(len(data))
+            kept = 0 if self._disk.copies_on_write else len(self._inode.cached) - offset
+            code = effect.code or self._disk.refusal_of(len(data) - min(len(data), max(0, kept)))
             if code:
                 data = data[: self._disk._random.randint(0, len(data))]
             elif effect.short_bytes is not None:

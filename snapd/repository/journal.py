@@ -34,6 +34,7 @@ from snapd.formats.sealed import (
     encode_header,
 )
 from snapd.formats.tables import Incarnation
+from snapd.repository.ballast import FULL_ERRNOS, Ballast
 from snapd.repository.files import opened
 from snapd.repository.layout import DAMAGE_ERRNOS
 from snapd.repository.names import (
@@ -75,6 +76,9 @@ class Journal:
     a torn tail is never written again. Files are named by rising sequence. `rotate` ends a file;
     those up to the one it returns are covered once a pack with their removals is sealed, and are
     deleted once a manifest says so.
+
+    On a full disk it goes on in its ballast, so that removals stay durable for some hundreds of
+    batches while nothing else can be written; see `_write_on_full_disk`.
     """
 
     def __init__(
@@ -83,6 +87,8 @@ class Journal:
         repository_id: bytes,
         sequence_last: int,
         taken: frozenset[int] = frozenset(),
+        *,
+        ballast_bytes: int = 0,
     ) -> None:
         """New files get numbers above `sequence_last` that are not in `taken`."""
         self._disk = disk
@@ -91,7 +97,12 @@ class Journal:
         self._taken = taken
         self._bytes = 0
         self._renewed = False
+        self._ballast = Ballast(disk, ballast_bytes)
+        self._in_ballast = False
+        """Whether the file in hand was the ballast."""
         self._file: DiskFile | None = None
+        self._unconfirmed = False
+        """Whether nothing in the file in hand was ever synced."""
         self._end = 0
         self._number = 0
         self._batches: list[_Batch] = []
@@ -150,9 +161,11 @@ class Journal:
         with self._lock:
             try:
                 self._write(records)
-            except DiskError:
-                self._close()
-                raise
+            except DiskError as error:
+                self._give_up_file()
+                if error.errno not in FULL_ERRNOS or not self._ballast.is_there:
+                    raise
+                self._write_on_full_disk(records)
             if removals is not None and len(removals):
                 # Covered when the last file that holds a part of it is.
                 self._batches.append(_Batch(self._sequence, removals))
@@ -177,10 +190,16 @@ class Journal:
 
     def rotate(self) -> tuple[int, Removals]:
         """End the file. Returns the last sequence, and every removal up to it that is in no sealed
-        pack: the next pack must carry them."""
+        pack: the next pack must carry them.
+
+        A file that was the ballast goes on, since the disk has no room for another one; what is in
+        it is carried, and will be carried again.
+        """
         with self._lock:
-            self._close()
-            return self._sequence, Removals.concatenate([one.removals for one in self._batches])
+            through = self._sequence - 1 if self._in_ballast else self._sequence
+            if not self._in_ballast:
+                self._close()
+            return through, Removals.concatenate([one.removals for one in self._batches])
 
     def sealed(self, through: int) -> None:
         """A pack is sealed that carries the removals of all files up to `through`."""
@@ -191,6 +210,13 @@ class Journal:
     def delete(self, through: int, keep: frozenset[int]) -> int:
         """Delete files up to `through` but those in `keep`; returns how many. Raises DiskError."""
         return self._delete({one for one in _numbers(self._disk) if one <= through} - keep)
+
+    def restore_ballast(self) -> None:
+        """Make the ballast again, where it was given up and there is room. Never raises."""
+        if self._ballast.restore():
+            with self._lock:
+                if self._in_ballast:
+                    self._close()
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -208,6 +234,41 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._file = None
+            self._in_ballast = False
+
+    def _give_up_file(self) -> None:
+        """Never write to the file again. One that never held anything goes at once: on a full disk
+        each attempt would leave another, and the room that it took may be what is missing."""
+        unconfirmed = self._file is not None and self._unconfirmed
+        self._close()
+        if unconfirmed:
+            with suppress(DiskError):
+                self._disk.remove(journal_name(self._sequence))
+
+    def _write_on_full_disk(self, records: list[Record]) -> None:
+        """Write records in the place of the ballast. Raises DiskError.
+
+        Crash argument: the ballast holds nothing, and the file that failed says nothing that these
+        records do not say again, so a crash between any two steps leaves what was confirmed, and
+        of these records each whole or not at all.
+        """
+        try:
+            self._use_ballast()
+            self._write(records)
+        except DiskError:
+            # Overwriting may take new blocks. Then the file is gone now, and has left them.
+            self._give_up_file()
+            try:
+                self._write(records)
+            except DiskError:
+                self._give_up_file()
+                raise
+
+    def _use_ballast(self) -> None:
+        self._sequence = next_number(self._sequence, self._taken, SEQUENCE_MAX)
+        self._file = self._ballast.become(journal_name(self._sequence))
+        self._in_ballast = self._unconfirmed = True
+        self._end = self._number = 0
 
     def _write(self, records: list[Record]) -> None:
         pieces: list[bytes] = []
@@ -227,6 +288,7 @@ class Journal:
     def _begin_file(self) -> None:
         self._sequence = next_number(self._sequence, self._taken, SEQUENCE_MAX)
         self._file = self._disk.open(journal_name(self._sequence), "x")
+        self._unconfirmed = True
         self._end = self._number = 0
 
     def _flush(self, records: list[bytes]) -> None:
@@ -247,6 +309,7 @@ class Journal:
         self._file.sync()
         if is_new:
             self._disk.sync_directory(JOURNAL)
+        self._unconfirmed = False
         if self._end > _FILE_BYTES:
             self._close()
 

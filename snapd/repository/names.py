@@ -13,6 +13,8 @@ PINS_FILE = "pins"
 """Readers hold it shared while they rely on packs; whoever prunes holds it alone."""
 PACKS, MANIFESTS, JOURNAL, QUARANTINE = "packs", "manifests", "journal", "quarantine"
 DIRECTORIES = (PACKS, MANIFESTS, JOURNAL, QUARANTINE)
+BALLAST_FILE = f"{JOURNAL}/ballast"
+"""Room that the journal has for itself; see `snapd.repository.ballast`."""
 TEMPORARY = ".tmp"
 """End of the names of files that are still being written."""
 ASIDE = "aside-"

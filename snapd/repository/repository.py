@@ -68,6 +68,7 @@ class Repository:
         retain: int,
         codec: Codec,
         pack_bytes_max: int,
+        ballast_bytes: int,
         now: Callable[[], float],
     ) -> None:
         """For `open`."""
@@ -78,6 +79,7 @@ class Repository:
         self._lock = lock
         self._codec = codec
         self._pack_bytes_max = pack_bytes_max
+        self._ballast_bytes = ballast_bytes
         self._now = now
         self._state = RepositoryState(repository_id)
         self._journal = Journal(disk, repository_id, 0)
@@ -85,7 +87,7 @@ class Repository:
         self._committer = self._new_committer(frozenset())
         self._files = PackFiles(disk)
         self._access = BlockAccess(disk, self._files, self._state)
-        self._space = SpaceBook(disk)
+        self._space = SpaceBook(disk, ballast_bytes)
         self._leftover_bytes = 0
         self._compact_lock = threading.Lock()
         self._moved_aside: list[str] = []
@@ -103,10 +105,12 @@ class Repository:
         retain: int = 3,
         codec: Codec = Codec.RAW,
         pack_bytes_max: int = PACK_BYTES_MAX,
+        ballast_bytes: int = 0,
         now: Callable[[], float] = time.time,
     ) -> Repository:
         """Take the writer's lock and make sure that there is a repository; or, to read, pin what
-        is there against pruning.
+        is there against pruning. `ballast_bytes` are kept for removals on a disk that others fill;
+        see `snapd.repository.ballast`.
 
         Raises LockHeldError, NewerFormatError, NothingThereError (to read, and nothing is there),
         or DiskError.
@@ -133,6 +137,7 @@ class Repository:
             retain=retain,
             codec=codec,
             pack_bytes_max=pack_bytes_max,
+            ballast_bytes=ballast_bytes,
             now=now,
         )
         repository._moved_aside = moved
@@ -277,7 +282,11 @@ class Repository:
         packs after it, which is the same state; after it, this one. Deleting comes last.
         """
         self._check_writable()
-        return self._committer.commit(prune=prune, retain=retain, write_debt_bytes=write_debt_bytes)
+        summary = self._committer.commit(
+            prune=prune, retain=retain, write_debt_bytes=write_debt_bytes
+        )
+        self._journal.restore_ballast()
+        return summary
 
     def compact(
         self,
@@ -409,7 +418,11 @@ class Repository:
         self._corrupt = found.corrupt
         self._intake.close()
         self._journal = Journal(
-            self.disk, self.repository_id, found.journal.sequence_last, found.journal.taken
+            self.disk,
+            self.repository_id,
+            found.journal.sequence_last,
+            found.journal.taken,
+            ballast_bytes=self._ballast_bytes,
         )
         if not self.read_only:
             self._journal.renew(found.journal)

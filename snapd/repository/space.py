@@ -14,6 +14,7 @@ from snapd.formats.pack import padded_sizes
 from snapd.plans.space import LiveRows, PackSpace
 from snapd.repository.names import (
     ASIDE,
+    BALLAST_FILE,
     DIRECTORIES,
     JOURNAL,
     MANIFESTS,
@@ -57,8 +58,11 @@ class SpaceColumns:
 class SpaceBook:
     """Knows the lengths of files that it has looked at: all but journals never change."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, ballast_bytes: int = 0) -> None:
+        """`ballast_bytes`: what the journal's ballast takes, which counts while it is given up, so
+        that there is room when it is made again."""
         self._disk = disk
+        self._ballast_bytes = ballast_bytes
         self._bytes_of: dict[str, int] = {}
         self._data_bytes: dict[int, int] = {}
         """Blocks of each pack in whole pages."""
@@ -77,6 +81,7 @@ class SpaceBook:
             found[name] = _length(self._disk, name) if known is None else known
             other += found[name]
         self._bytes_of = found
+        other += max(0, self._ballast_bytes - found.get(BALLAST_FILE, 0))
         return SpaceUse(sum(packs.values()), writing, sum(manifests.values()), other)
 
     def columns(self, state: RepositoryState, named: Collection[int]) -> SpaceColumns:
@@ -131,7 +136,8 @@ def leftover_bytes(disk: Disk) -> int:
 
 def journal_bytes(disk: Disk) -> int:
     """Bytes of all journals. Raises DiskError if they cannot be listed."""
-    return sum(_length(disk, f"{JOURNAL}/{name}") for name in disk.list(JOURNAL))
+    names = (f"{JOURNAL}/{name}" for name in disk.list(JOURNAL))
+    return sum(_length(disk, name) for name in names if name != BALLAST_FILE)
 
 
 def _length(disk: Disk, name: str) -> int:
