@@ -243,9 +243,16 @@ class SoakEvents:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _committed(self) -> Promise:
+    def _committed(self) -> Promise | None:
+        """What a snapshot has now; nothing is promised under a budget, which may leave blocks out
+        and drop what a snapshot had. The next life may be without one: it is this one's that
+        counts."""
         self.site.wait_ready(READY_SECONDS)
-        return self.site.committed()
+        promise = self.site.committed()
+        return None if self._is_budgeted() else promise
+
+    def _is_budgeted(self) -> bool:
+        return str(self.site.setting("repository_bytes_max") or "0") != "0"
 
     def back(self, promise: Promise | None) -> None:
         """Everything serves again, and the promise is kept."""
@@ -254,9 +261,7 @@ class SoakEvents:
         site.shared.paused = False
         quarantined = site.metric("blocks_quarantined_total")
         assert not quarantined, f"{quarantined} blocks in quarantine, and nothing was damaged"
-        # A budget may drop what a snapshot had: that is counted, and no loss.
-        budgeted = str(site.setting("repository_bytes_max") or "0") != "0"
-        site.audit(None if budgeted else promise)
+        site.audit(None if self._is_budgeted() else promise)
 
     def snapctl(self, *words: str) -> tuple[int, str]:
         """Exit code and output of an operator's command on this site."""
