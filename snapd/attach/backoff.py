@@ -24,7 +24,7 @@ class Backoff:
         self._work = work
         self._first_seconds = first_seconds
         self._most_seconds = most_seconds
-        self._kind: type[Exception] | None = None
+        self._told: set[type[Exception]] = set()
         self.failures = 0
         """Failures in a row."""
         self.error = ""
@@ -32,9 +32,9 @@ class Backoff:
 
     def failed(self, error: Exception) -> float:
         """Note a failure, log the first of a run and each new kind, return the seconds to wait."""
-        if type(error) is not self._kind:
+        if type(error) not in self._told:
             event(self._logger, logging.WARNING, f"cannot {self._work}", error=error)
-        self._kind = type(error)
+        self._told.add(type(error))
         self.error = str(error)
         self.failures += 1
         return min(self._most_seconds, self._first_seconds * 2.0 ** min(self.failures - 1, 20))
@@ -45,7 +45,7 @@ class Backoff:
             event(self._logger, logging.INFO, f"can {self._work} again", failures=self.failures)
         self.failures = 0
         self.error = ""
-        self._kind = None
+        self._told.clear()
 
 
 def pause(stopping: threading.Event, seconds: float) -> bool:

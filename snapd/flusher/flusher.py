@@ -315,13 +315,19 @@ class Flusher:
             self._flush_at = started  # go on at once
         elif not self.lag_reason:
             self._flushed_until = started
-        if not (self.lag_reason and self._budget.is_refused):
-            # While the disk refuses, a flush that left everything out proves nothing.
+        if self._proves_that_it_works(result):
             self._flushes.succeeded()
         if not self._awaits_manifest:
             self._durable_until = self._flushed_until
         self._observer.flushed(result.written, result.written_bytes, time.monotonic() - started)
         return None
+
+    def _proves_that_it_works(self, result: FlushResult) -> bool:
+        """Not a flush that made way before it wrote anything, nor one that left everything out
+        while the disk refuses: a run of failures goes on through them."""
+        if not (result.written or result.complete):
+            return False
+        return not (self.lag_reason and self._budget.is_refused)
 
     def _note_left_out(self, session: Session, result: FlushResult) -> None:
         for reason, blocks in result.left_out.items():

@@ -179,19 +179,9 @@ def plan_space(
     after = used - int(packs.file_bytes[obsolete].sum())
     pressed = after > limits.start
     if not pressed:
-        half = None if copy_bytes_max is None else copy_bytes_max // 2
         compact = _unpressed(packs, live, limits.start - used, pack_bytes_max)
-        cost = copies(packs, live)
-        compact = _within(cost, compact, half)
-        return SpacePlan(
-            pressed=False,
-            commit=used > limits.start,
-            shrink_retention=False,
-            drop=np.empty(0, np.int64),
-            compact=compact,
-            copy_bytes=int(cost[compact].sum()),
-            used_bytes_after=after + int((cost - packs.file_bytes)[compact].sum()),
-        )
+        compact = _within(copies(packs, live), compact, copy_bytes_max and copy_bytes_max // 2)
+        return _plan_without_pressure(packs, live, compact, used > limits.start, after)
     after -= int(packs.file_bytes[held].sum())
     drop = np.empty(0, np.int64)
     if after > own.start:
@@ -267,6 +257,21 @@ def copies(packs: PackSpace, live: I64) -> I64:
 
 
 # --- inside -----------------------------------------------------------------------------------
+
+
+def _plan_without_pressure(
+    packs: PackSpace, live: I64, compact: I64, commit: bool, used_bytes: int
+) -> SpacePlan:
+    cost = copies(packs, live)
+    return SpacePlan(
+        pressed=False,
+        commit=commit,
+        shrink_retention=False,
+        drop=np.empty(0, np.int64),
+        compact=compact,
+        copy_bytes=int(cost[compact].sum()),
+        used_bytes_after=used_bytes + int((cost - packs.file_bytes)[compact].sum()),
+    )
 
 
 def _unpressed(packs: PackSpace, live: I64, room_bytes: int, pack_bytes_max: int) -> I64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -181,3 +182,20 @@ def test_a_long_journal_hastens_the_snapshot(
     finally:
         flusher.stop(time.monotonic() + 5, lambda: None)
         thread.join(10)
+
+
+def test_a_run_of_failures_goes_on_through_a_flush_that_makes_way(
+    slow: tuple[LocalDaemon, SlowDisk, SimulatedDisk],
+) -> None:
+    """It is said once: what wrote nothing, because a snapshot was due, does not end it."""
+    daemon, _, inner = slow
+    flusher = flusher_of(daemon)
+    inner.fault = lambda operation: errno.EROFS * operation.name.startswith("packs/")
+    assert flusher._flush(lambda: float("inf")) is not None
+    problems = flusher.problems
+    assert problems
+    assert flusher._flush(lambda: 0.0) is None
+    assert flusher.problems == problems
+    inner.fault = None
+    assert flusher._flush(lambda: float("inf")) is None
+    assert flusher.problems == []
