@@ -139,7 +139,8 @@ class MooncakeDistributedStore:
         return next((code for code in codes if code != _OK), _OK)
 
     def upsert(self, key: str, value: Buffer, config: ReplicateConfig = _DEFAULT_CONFIG) -> int:
-        """Store a value, in place of the one that the key may have."""
+        """Store a value, in place of the one that the key may have. WRITE_FAIL says that it is
+        stored, but that the disk does not know yet that the one before it is gone."""
         return self._put_value(key, value, config, upsert=True)
 
     def get(self, key: str, /) -> bytes:
@@ -237,7 +238,7 @@ class MooncakeDistributedStore:
     def remove(self, key: str, force: bool = False) -> int:
         """Remove a key. OBJECT_NOT_FOUND, or OBJECT_HAS_LEASE without `force` when it was found or
         read a moment ago. The removal lasts: it is durable before this returns where a daemon
-        runs."""
+        runs. WRITE_FAIL says that it happened, but that the disk does not know of it yet."""
         return self.batch_remove([key], force)[0]
 
     def batch_remove(self, keys: list[str], force: bool = False) -> list[int]:
@@ -251,7 +252,7 @@ class MooncakeDistributedStore:
 
     def remove_all(self, force: bool = False) -> int:
         """Remove every key, those with a lease only with `force`. The number removed, or a
-        negative code."""
+        negative code; WRITE_FAIL as for `remove`."""
         session = self._session
         return _INVALID_PARAMS if session is None else session.remove_all(force=force)
 

@@ -96,15 +96,13 @@ def _open_repository(settings: Settings) -> tuple[PosixDisk, MeteredDisk, Reposi
         disk = PosixDisk(settings.persistent_path, create=True)
         try:
             meter = MeteredDisk(disk)
+            bytes_max = settings.repository_bytes_max or disk.usage().capacity_bytes
             repository = Repository.open(
                 meter,
                 retain=settings.retain,
                 codec=Codec.ZSTD if settings.codec == "zstd" else Codec.RAW,
-                pack_bytes_max=pack_bytes_within(
-                    settings.pack_bytes_max,
-                    settings.repository_bytes_max or disk.usage().capacity_bytes,
-                ),
-                ballast_bytes=ballast_within(settings.repository_bytes_max),
+                pack_bytes_max=pack_bytes_within(settings.pack_bytes_max, bytes_max),
+                ballast_bytes=ballast_within(bytes_max),
             )
         except BaseException:
             disk.close()

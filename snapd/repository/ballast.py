@@ -16,15 +16,15 @@ FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What a file system says that has no room, or none for us."""
 
 _BUDGET_SHARE = 64
-"""Under a budget it is at most this fraction of it."""
+"""It is at most this fraction of what the repository may take."""
 _ROOM_TIMES = 4
 """It is made where so many times its length is free: not on a disk that is about to be full."""
 _PIECE_BYTES = 2**20
 
 
-def ballast_within(budget_bytes: int) -> int:
-    """Length of the ballast in bytes under a budget for the whole repository; 0 is no budget."""
-    return min(BALLAST_BYTES, budget_bytes // _BUDGET_SHARE) if budget_bytes else BALLAST_BYTES
+def ballast_within(bytes_max: int) -> int:
+    """Length of the ballast in bytes of a repository that may take `bytes_max`."""
+    return min(BALLAST_BYTES, bytes_max // _BUDGET_SHARE)
 
 
 class Ballast:

@@ -15,6 +15,7 @@ class ReturnCode(IntEnum):
     """No space left after eviction."""
     INVALID_KEY = -400
     WRITE_FAIL = -500
+    """A removal or replacement is in memory, and not on disk; or a block's slot was damaged."""
     INVALID_PARAMS = -600
     INVALID_WRITE = -700
     INVALID_READ = -701

@@ -101,14 +101,15 @@ class Exist(Message, frozen=True, tag="exist"):
 
 
 class Remove(Message, frozen=True, tag="remove"):
-    """Remove keys; durable before the reply while a daemon is attached. → `Codes`."""
+    """Remove keys; while a daemon is attached, durable before the reply, or WRITE_FAIL. → `Codes`."""
 
     keys: KeyBatch
     force: bool = False
 
 
 class RemoveAll(Message, frozen=True, tag="remove_all"):
-    """Remove every key (leased ones stay unless `force`); durable like `Remove`. → `Count`."""
+    """Remove every key (leased ones stay unless `force`); durable like `Remove`. → `Count`, or
+    `Failure` with WRITE_FAIL."""
 
     force: bool = False
 

@@ -168,7 +168,6 @@ def test_power_cuts_while_the_ballast_is_used_lose_nothing_confirmed(copies_on_w
 
 
 def test_a_small_budget_has_a_small_ballast() -> None:
-    assert ballast_within(0) == BALLAST_BYTES
     assert ballast_within(1 << 40) == BALLAST_BYTES
     assert ballast_within(64 << 20) == 1 << 20
 
