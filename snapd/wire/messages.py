@@ -101,7 +101,7 @@ class Exist(Message, frozen=True, tag="exist"):
 
 
 class Remove(Message, frozen=True, tag="remove"):
-    """Remove keys; while a daemon is attached, durable before the reply, or WRITE_FAIL. → `Codes`."""
+    """Remove keys; with a daemon, durable before the reply, or WRITE_FAIL. → `Codes`."""
 
     keys: KeyBatch
     force: bool = False
