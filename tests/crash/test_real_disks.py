@@ -124,6 +124,7 @@ def test_a_disk_that_somebody_else_filled_still_has_all_that_was_durable(
                 time.sleep(1.0)  # the compactor looks, and commits are tried
                 assert site.status()["budget"]["dropped"] == 0
                 assert site.status()["snapshot"]["blocks"] >= blocks
+            # The name of the new segment goes into the journal, which has its ballast for that.
             restarted_from_disk(site, KEYS)
             time.sleep(1.0)
             assert site.status()["budget"]["dropped"] == 0

@@ -81,6 +81,7 @@ def test_a_small_disk_without_a_budget_is_never_filled(seed: int) -> None:
             free = disk.usage().free_bytes
             assert free > 0
             assert life.seen["pressed"]
+            assert life.seen["dropped"], "on a disk of its own the hot push out the cold"
             life.power_cut()
     finally:
         life.close()
