@@ -86,6 +86,7 @@ def test_removed_and_replaced_on_a_full_disk_is_so_for_good(site: DaemonSite) ->
         site.until("ballast", (site.repository / "journal" / "ballast").exists)
 
 
+@pytest.mark.long
 def test_remove_all_on_a_full_disk_is_so_for_good(site: DaemonSite) -> None:
     with case(FaultClass.FULL, "tmpfs filled by others: remove_all, then a power cut"):
         with filled(site.repository):
