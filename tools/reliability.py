@@ -10,6 +10,8 @@ can run one by one into the same ledger, as long as the code stays the same:
     python tools/reliability.py --long --ledger DIR --stages tests
     python tools/reliability.py --long --ledger DIR --stages fuzz,soak --write
 
+`--tables` runs nothing: it writes the tables anew from `docs/reliability.json`, the last results.
+
 Exit codes: 0, no violation; 1, a violation or a stage that failed; 2, usage.
 """
 
@@ -158,11 +160,18 @@ def run_stages(arguments: argparse.Namespace, ledger: Path) -> bool:
     return good
 
 
+def write(results: dict[str, object]) -> None:
+    """Keep the results, and write the tables of the document anew."""
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    DOCUMENT.write_text(render(DOCUMENT.read_text(), results))
+
+
 def main() -> int:
     """Run, count, print, and write if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--long", action="store_true", help="everything, not the sample of CI")
     parser.add_argument("--write", action="store_true", help="write docs/reliability.*")
+    parser.add_argument("--tables", action="store_true", help="only write the tables anew")
     parser.add_argument("--ledger", type=Path, help="directory to note cases in, or to add to")
     parser.add_argument("--stages", type=_stages, default=STAGES, help="of " + ",".join(STAGES))
     parser.add_argument("--seed", type=int, default=1)
@@ -171,6 +180,9 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.fuzz_seconds = arguments.fuzz_seconds or (600 if arguments.long else 5)
     arguments.soak_seconds = arguments.soak_seconds or (3600 if arguments.long else 30)
+    if arguments.tables:
+        write(json.loads(RESULTS.read_text()))
+        return 0
     with tempfile.TemporaryDirectory(prefix="snapd-ledger-") as temporary:
         directory: Path = arguments.ledger or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
@@ -183,8 +195,7 @@ def main() -> int:
             print(f"VIOLATION: {one.value}: {name}", file=sys.stderr)
             good = False
     if arguments.write:
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-        DOCUMENT.write_text(render(DOCUMENT.read_text(), results))
+        write(results)
     return 0 if good else 1
 
 
