@@ -19,7 +19,6 @@ from snapd.formats.removals import Removals
 from snapd.formats.sealed import PACK_MAGIC, PAGE_BYTES
 from snapd.formats.sections import RAW_BYTES_MAX
 from snapd.repository.files import SealedFile, read_index, read_sealed
-from snapd.repository.journal import JournalScan, scan_journal
 from snapd.repository.layout import read_patiently, told, will_pass
 from snapd.repository.manifests import read_manifest_file
 from snapd.repository.names import (
@@ -31,6 +30,7 @@ from snapd.repository.names import (
     parse_manifest,
     parse_pack,
 )
+from snapd.repository.scan import JournalScan, scan_journal
 from snapd.repository.state import PackInfo, RepositoryState
 
 Source = Literal["manifest", "previous", "rebuilt", "empty"]

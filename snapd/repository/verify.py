@@ -15,7 +15,6 @@ from snapd.formats.manifest import Manifest
 from snapd.formats.sealed import padded
 from snapd.plans import windows
 from snapd.repository.files import aligned_buffer
-from snapd.repository.journal import scan_journal
 from snapd.repository.layout import identity_problem
 from snapd.repository.manifests import read_manifest_file
 from snapd.repository.names import (
@@ -30,6 +29,7 @@ from snapd.repository.names import (
 from snapd.repository.quarantine import quarantine_use
 from snapd.repository.reader import PackFiles, read_blocks
 from snapd.repository.recovery import load_pack
+from snapd.repository.scan import scan_journal
 
 _WINDOW_BYTES_MAX = 32 * 2**20
 _WINDOW_BLOCKS_MAX = 8192

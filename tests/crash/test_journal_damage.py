@@ -19,8 +19,8 @@ from snapd.formats.journal import RECORD_DTYPE, RECORD_MAGIC
 from snapd.formats.removals import Removals
 from snapd.formats.sealed import PAGE_BYTES
 from snapd.repository import Repository
-from snapd.repository.journal import JournalScan, scan_journal
 from snapd.repository.names import JOURNAL, journal_name
+from snapd.repository.scan import JournalScan, scan_journal
 
 MANY = [b"many-%03d-" % number + b"k" * 60 for number in range(50)]
 """Keys of one removal that takes more than a page."""
