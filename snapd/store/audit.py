@@ -231,8 +231,10 @@ def _superseded(
     """Slots that hold a version older than another slot's of the same key; and those of which one
     cannot tell, because a key of that hash is damaged: the older one may be served as the newer.
 
-    Only a kill between two steps of replacing a block leaves two; equal hashes are rare enough to
-    look at their keys one by one.
+    A removal stays beside a newer block, until a daemon has it: that block may be evicted before
+    it is on disk, where the version that was removed still is. Beside that only a kill between two
+    steps of replacing a block leaves two; equal hashes are rare enough to look at their keys one by
+    one.
     """
     state = columns.state
     rows = np.flatnonzero((state != SlotState.FREE) & (state != SlotState.WRITING))
@@ -244,10 +246,15 @@ def _superseded(
     suspects = suspects[np.argsort(records["sequence"][suspects])[::-1]]
     keys, hashes = keys_of(records[suspects]), columns.key_hash[suspects]
     unclear = np.isin(hashes, hashes[keys.hashes() != hashes])
+    removal = state[suspects] == SlotState.REMOVED
     seen: set[bytes] = set()
+    seen_removed: set[bytes] = set()
     older: list[int] = []
-    for row, key, skip in zip(suspects.tolist(), keys.to_list(), unclear.tolist(), strict=True):
-        if key in seen and not skip:
+    columns_of = (suspects.tolist(), keys.to_list(), unclear.tolist(), removal.tolist())
+    for row, key, skip, removed in zip(*columns_of, strict=True):
+        if key in (seen_removed if removed else seen) and not skip:
             older.append(row)
         seen.add(key)
+        if removed:
+            seen_removed.add(key)
     return np.array(older, np.int64), suspects[unclear]

@@ -184,13 +184,20 @@ class Puts:
         evicted since the last snapshot, say. What an upsert puts in its place must stay dead in a
         power cut, so an upsert waits for the journal; a put says "the key was not there" and its
         bytes are the key's own, so it is only told, and only while nobody knows the disk.
+
+        While no daemon takes removals, an upsert is answered at once, and what it may have replaced
+        is noted in the segment: the new block may be evicted before a daemon comes.
         """
         upserts = self._blocks.upsert[rows[at]]
         told = at if self._removals.disk_is_unknown else at[upserts]
-        if self._daemon.listening and len(told):
-            before = self._blocks.book.records["sequence"][rows[told]] - np.uint64(1)
+        if not len(told):
+            return
+        before = self._blocks.book.records["sequence"][rows[told]] - np.uint64(1)
+        if self._daemon.listening:
             self._removals.remove_on_disk(keys, told, before)
             self._removals.superseded += int(upserts.sum())
+        else:
+            self._removals.keep(keys, told, before)
 
     def _replace(self, old: I64, new: I64, keys: KeyColumn) -> None:
         """Slots `new` hold newer versions of the keys of `old`.

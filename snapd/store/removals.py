@@ -8,9 +8,10 @@ import numpy as np
 
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.config import event
-from snapd.formats.segment import SlotState
+from snapd.formats.segment import SlotState, key_units
 from snapd.store.batches import I32, padded_keys, rounds
 from snapd.store.blocks import BlockStore
+from snapd.store.book import new_records
 from snapd.store.daemon import DaemonSession
 from snapd.store.events import NO_SLOT, EventQueue
 from snapd.store.keys import PaddedKeys
@@ -71,6 +72,31 @@ class Removals:
         No slot holds such a removal: until the daemon has it, nobody is told that it happened.
         """
         self._post(keys.keys.take(at).to_list(), np.full(len(at), NO_SLOT), sequences)
+
+    def keep(self, keys: PaddedKeys, at: I64, sequences: U64) -> None:
+        """As `remove_on_disk`, while no daemon takes removals: each gets a slot, as that of a block
+        that was removed would be, and waits there for a daemon. It survives the store's death.
+
+        Where slots are short a new epoch says it all, at the price that `make_room` names.
+        """
+        blocks = self._blocks
+        got = blocks.space.reserve(np.zeros(len(at), np.int64), key_units(keys.lengths[at]))
+        won = got.slots >= 0
+        rows, into = at[won], got.slots[won]
+        records = new_records(len(rows))
+        records["sequence"] = sequences[won]
+        records["size"] = 1  # of a block that nobody knows; none has no bytes
+        records["key_hash"] = keys.hashes[rows]
+        records["key_offset"] = got.key_offsets[won]
+        records["key_length"] = keys.lengths[rows]
+        records["epoch"] = blocks.segment.epoch
+        records["state"] = SlotState.COLD
+        blocks.heap.write(keys, rows, got.key_offsets[won])
+        # Killed before it is marked it is a cold block that no daemon has registered: never served.
+        blocks.book.fill(into, records)
+        self._mark(into, keys.keys.take(rows).to_list())
+        if not won.all():
+            self.start_epoch(blocks.book.state == SlotState.PUBLISHED)
 
     def supersede(self, rows: I64, keys: list[bytes]) -> None:
         """The index names newer versions than these slots, PUBLISHED or COLD, of these keys.

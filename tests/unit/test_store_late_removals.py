@@ -21,10 +21,12 @@ from store_kit import (
     shared_memory_path,
 )
 
+from snapd.blocks import KeyColumn
 from snapd.formats.segment import SlotState
 from snapd.store import removals
 from snapd.store.answers import REMOVAL_ACK_LATE_SECONDS, REMOVAL_ACK_SECONDS
 from snapd.store.events import NO_SLOT
+from snapd.store.keys import PaddedKeys
 from snapd.wire import messages as m
 from snapd.wire.codes import ReturnCode
 
@@ -188,3 +190,44 @@ def test_removals_that_wait_take_bounded_memory(
         batch = daemon.events()
         assert m.EventKind.REMOVE_ALL in column(batch.kinds, np.uint8).tolist()
         assert len(batch.kinds) < 60
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_an_upsert_replaced_while_no_daemon_was_there_is_told_to_the_next_one(
+    store: LocalStore, killed: bool, held: bool
+) -> None:
+    """The disk may have a version of the key, and the new one may be evicted before a daemon
+    comes: then the old one must not be registered again."""
+    client = store.client()
+    new = content(1, 5000)
+    if held:
+        client.put({b"evicted": content(2, 5000), b"kept": content(2, 5000)})
+    name = f"upsert without a daemon, eviction, then a daemon: {killed=} {held=}"
+    with case(FaultClass.KILL, name):
+        assert client.put({b"evicted": new, b"kept": new}, upsert=True) == {
+            b"evicted": 0,
+            b"kept": 0,
+        }
+        sequences = client.slots()["sequence"]
+        column_of = KeyColumn.from_list([b"evicted"])
+        evicted = store.blocks.find(PaddedKeys(column_of, column_of.hashes()))
+        newest = int(store.blocks.book.records["sequence"][evicted[0]])
+        store.blocks.drop(evicted)
+        if killed:
+            store.restart()
+            client = store.client()
+        assert client.get([b"evicted", b"kept"]) == [None, new]
+        daemon = Daemon(store)
+        batch = daemon.events()
+        assert removed_in(batch) == {b"evicted", b"kept"}
+        keys = m.decode_keys(batch.keys).to_list()
+        told = dict(zip(keys, column(batch.sequences, np.uint64).tolist(), strict=True))
+        # Versions below these are gone, and the new ones are not among them.
+        assert newest - 2 <= told[b"evicted"] <= newest
+        assert told[b"kept"] <= int(sequences.max())
+        codes, _, _ = daemon.register({b"evicted": new})
+        assert codes.tolist() != [OK], "before it is journaled the old one is not taken"
+        daemon.events(batch.number)
+        assert not len(daemon.events().kinds)
+        assert client.get([b"kept"]) == [new]
