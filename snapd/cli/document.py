@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import click
 
 from snapd.cli.execute import EXIT_CODES
-from snapd.cli.group import LazyGroup
+from snapd.cli.group import CONTEXT_SETTINGS, LazyGroup
 from snapd.cli.snapctl import snapctl
 from snapd.cli.snapd import snapd
 
@@ -49,7 +49,9 @@ def command_document() -> str:
 
 def _group_sections(group: LazyGroup) -> Iterator[str]:
     name = group.name or ""
-    parent = click.Context(group, info_name=name, max_content_width=HELP_COLUMNS)
+    parent = click.Context(
+        group, info_name=name, max_content_width=HELP_COLUMNS, **CONTEXT_SETTINGS
+    )
     parent.terminal_width = HELP_COLUMNS
     for member in group.list_commands(parent):
         command = group.get_command(parent, member)
