@@ -28,6 +28,16 @@ def model_on(seed: int = 1, retain: int = 1) -> tuple[SimulatedDisk, ModelledRep
     return disk, model
 
 
+def model_with_two_snapshots() -> tuple[SimulatedDisk, ModelledRepository]:
+    """Two packs; the newer has a newer version of one of the older's keys."""
+    disk, model = model_on()
+    model.put(values(1, "a", "b"))
+    model.commit()
+    model.put(values(2, "b", "c"))
+    model.commit()
+    return disk, model
+
+
 def once(kind: str, where: str, code: int | Effect) -> Fault:
     """The first operation of a kind on such a name."""
     hit: list[int] = []
@@ -168,11 +178,7 @@ def test_a_start_that_lacks_something_fails_instead_of_losing_blocks(
     directory: str, kind: str, code: int
 ) -> None:
     """What it could not read is not gone, and a commit would have made the loss final."""
-    disk, model = model_on()
-    model.put(values(1, "a", "b"))
-    model.commit()
-    model.put(values(2, "b", "c"))
-    model.commit()
+    disk, model = model_with_two_snapshots()
     model.close()
     newest = f"{directory}/{disk.list(directory)[-1]}"
     name = errno.errorcode[code]
@@ -196,11 +202,7 @@ def test_a_start_that_lacks_something_fails_instead_of_losing_blocks(
 def test_a_file_that_fails_to_be_read_once_or_twice_is_read_again(
     directory: str, kind: str, times: int
 ) -> None:
-    disk, model = model_on()
-    model.put(values(1, "a", "b"))
-    model.commit()
-    model.put(values(2, "b", "c"))
-    model.commit()
+    disk, model = model_with_two_snapshots()
     # Opening reads headers for itself, and goes on without them: this is about what recovery reads.
     model.close()
     reading = Repository.open(disk, retain=1)
