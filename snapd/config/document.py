@@ -67,6 +67,8 @@ def _default_text(name: str, default: object) -> str:
         return f"`{_bytes_text(default)}`"
     if isinstance(default, float):
         return f"`{default:g}`"
+    if isinstance(default, tuple):
+        return f"`{','.join(default)}`"
     return f"`{default}`" if default != "" else "(empty)"
 
 
@@ -82,6 +84,9 @@ def _values_text(name: str) -> str:
     base = get_args(_HINTS[name])[0]
     if get_origin(base) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(base))
+    if get_origin(base) is tuple:
+        counts = next(meta for meta in _metadata(name) if meta.max_length)
+        return f"list of {counts.min_length} to {counts.max_length}; in text, commas between"
     number = _bytes_text if name in BYTE_SETTINGS else "{:,}".format
     limits = [
         f"{word} {number(getattr(meta, attribute))}"

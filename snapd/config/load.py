@@ -108,6 +108,8 @@ def _parse_text(key: str, text: str) -> Any:
         return word in _TRUE
     if key in BYTE_SETTINGS:
         return parse_bytes(text)
+    if isinstance(default, tuple):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
     if isinstance(default, int):
         return int(text)
     return float(text) if isinstance(default, float) else text

@@ -16,6 +16,9 @@ FilePath = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]
 SocketDirectory = Annotated[str, Meta(min_length=1, max_length=88, pattern=r"^[^\x00]*$")]
 """A socket's address has room for 107 bytes, of which file names take up to 19."""
 Ratio = Annotated[float, Meta(gt=0, le=1)]
+Url = Annotated[str, Meta(pattern=r"^http://(\[[0-9a-fA-F:.%]+\]|[^\s/:,\[\]]+)(:[0-9]{1,5})?/?$")]
+ADMIN_PORT = 9003
+"""Where Mooncake's master has its metrics and its admin HTTP unless it is told otherwise."""
 
 
 def setting(description: str) -> Meta:
@@ -52,6 +55,39 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Seconds, setting("Seconds between flushes of new blocks: most of the loss window.")
     ] = 5.0
     poll_sec: Annotated[Seconds, setting("Seconds between looks at a Mooncake store.")] = 5.0
+    mooncake_master: Annotated[
+        Annotated[str, Meta(min_length=1)], setting("host:port of Mooncake's master.")
+    ] = "127.0.0.1:50051"
+    mooncake_admin: Annotated[
+        Annotated[str, Meta(pattern=r"^$|:[0-9]{1,5}$")],
+        setting(
+            "host:port of the metrics and admin HTTP of Mooncake's master; empty is port "
+            f"{ADMIN_PORT} of the master's host."
+        ),
+    ] = ""
+    mooncake_stores: Annotated[
+        Annotated[tuple[Url, ...], Meta(min_length=1, max_length=64)],
+        setting("URLs of the Mooncake store services on this host; each mounts memory of ours."),
+    ] = ("http://127.0.0.1:8088",)
+    mooncake_metadata: Annotated[
+        Annotated[str, Meta(min_length=1)],
+        setting("Metadata server of Mooncake's transfer engine, a URL or P2PHANDSHAKE."),
+    ] = "P2PHANDSHAKE"
+    mooncake_protocol: Annotated[
+        Annotated[str, Meta(min_length=1)], setting("Mooncake's transport for putting blocks back.")
+    ] = "tcp"
+    mooncake_device: Annotated[str, setting("Device of that transport, where it needs one.")] = ""
+    mooncake_local_hostname: Annotated[
+        Annotated[str, Meta(min_length=1)],
+        setting("Name by which Mooncake's other processes reach this host."),
+    ] = "localhost"
+    mooncake_python: Annotated[
+        str,
+        setting(
+            "Python that has Mooncake's wheel, for the process that puts blocks back where the "
+            "store service does not; empty is the daemon's own."
+        ),
+    ] = ""
     grace_sec: Annotated[
         Seconds, setting("Seconds that the flush on SIGTERM may take; keep it under the pod's.")
     ] = 25.0
@@ -81,14 +117,21 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 256 * 2**20
     global_segment_size: Annotated[
         Annotated[int, Meta(ge=1 << 20, le=1 << 50)],
-        setting("Bytes of block data that the bundled store holds (or text such as 4gb)."),
+        setting(
+            "Bytes of block data that the bundled store, or each Mooncake store, holds (or text "
+            "such as 4gb)."
+        ),
     ] = 4 * 2**30
     segment_path: Annotated[
-        FilePath, setting("Shared-memory file of the bundled store; it outlives the store process.")
+        FilePath,
+        setting(
+            "Shared-memory file of the bundled store, which outlives the store process. Mooncake's "
+            "files are in /dev/shm, with this name and more behind it."
+        ),
     ] = "/dev/shm/mooncake-snapd.segment"  # noqa: S108 - shared memory is the point
     segment_blocks_max: Annotated[
         Annotated[int, Meta(ge=0, le=2**31)],
-        setting("Blocks that the bundled store can hold, resident and cold; 0 is one per 16 KiB."),
+        setting("Blocks that a store can hold, resident and cold; 0 is one per 16 KiB."),
     ] = 0
     lease_sec: Annotated[
         Seconds, setting("Seconds for which a block that was found or read is not evicted.")
@@ -116,6 +159,11 @@ ENVIRONMENT: dict[str, str] = {
     "snapshot_interval_sec": "MOONCAKE_STORE_SNAPSHOT_INTERVAL_SEC",
     "enable_warmup": "MOONCAKE_STORE_ENABLE_WARMUP",
     "global_segment_size": "MOONCAKE_GLOBAL_SEGMENT_SIZE",
+    "mooncake_master": "MOONCAKE_MASTER",
+    "mooncake_metadata": "MOONCAKE_TE_META_DATA_SERVER",
+    "mooncake_protocol": "MOONCAKE_PROTOCOL",
+    "mooncake_device": "MOONCAKE_DEVICE",
+    "mooncake_local_hostname": "MOONCAKE_LOCAL_HOSTNAME",
 }
 """Environment variables beside `SNAPD_<NAME>`, because Mooncake's users have them set."""
 
@@ -130,6 +178,12 @@ BYTE_SETTINGS = frozenset(
     }
 )
 """Settings that also take text such as 512mb or 4GiB; every unit is a power of 1024."""
+
+
+def admin_address(settings: Settings) -> str:
+    """host:port of the admin HTTP of Mooncake's master."""
+    host = settings.mooncake_master.rpartition(":")[0] or settings.mooncake_master
+    return settings.mooncake_admin or f"{host}:{ADMIN_PORT}"
 
 
 def environment_variables(name: str) -> tuple[str, ...]:

@@ -10,7 +10,12 @@ import pytest
 from snapd.config import Settings, load_settings
 from snapd.config.document import describe, settings_document
 from snapd.config.load import parse_bytes
-from snapd.config.settings import BYTE_SETTINGS, ENVIRONMENT, environment_variables
+from snapd.config.settings import (
+    BYTE_SETTINGS,
+    ENVIRONMENT,
+    admin_address,
+    environment_variables,
+)
 from snapd.errors import SettingError
 
 NAMES = [field.name for field in msgspec.structs.fields(Settings)]
@@ -58,6 +63,14 @@ def test_later_sources_win(tmp_path: Path) -> None:
         ("SNAPD_RETAIN", "12", "retain", 12),
         ("SNAPD_HTTP", "", "http", ""),
         ("SNAPD_LOG_FORMAT", "json", "log_format", "json"),
+        ("MOONCAKE_MASTER", "10.0.0.1:50051", "mooncake_master", "10.0.0.1:50051"),
+        ("SNAPD_MOONCAKE_STORES", "http://a:1", "mooncake_stores", ("http://a:1",)),
+        (
+            "SNAPD_MOONCAKE_STORES",
+            "http://a:1, http://[::1]:2,",
+            "mooncake_stores",
+            ("http://a:1", "http://[::1]:2"),
+        ),
     ],
 )
 def test_the_environment_is_parsed_by_type(
@@ -116,6 +129,11 @@ def test_words_for_false(tmp_path: Path, word: str) -> None:
         ("runtime_dir", ""),
         ("runtime_dir", "/run/" + "x" * 88),
         ("segment_path", ""),
+        ("mooncake_admin", "10.0.0.1"),
+        ("mooncake_stores", ""),
+        ("mooncake_stores", "127.0.0.1:8088"),
+        ("mooncake_stores", "http://a:1/api"),
+        ("mooncake_stores", ",".join(f"http://a:{port}" for port in range(1, 66))),
     ],
 )
 def test_a_bad_value_is_refused_by_name_wherever_it_comes_from(
@@ -214,6 +232,12 @@ def test_text_that_is_no_number_of_bytes(text: str) -> None:
         parse_bytes(text)
 
 
+def test_the_masters_admin_is_on_its_host_unless_it_is_said_where() -> None:
+    assert admin_address(Settings(mooncake_master="10.0.0.1:50051")) == "10.0.0.1:9003"
+    assert admin_address(Settings(mooncake_master="[::1]:50051")) == "[::1]:9003"
+    assert admin_address(Settings(mooncake_admin="other:1")) == "other:1"
+
+
 def test_every_default_would_pass_its_own_checks() -> None:
     for name in NAMES:
         assert load_settings_from_flag(name) == Settings(), name
@@ -222,6 +246,8 @@ def test_every_default_would_pass_its_own_checks() -> None:
 def load_settings_from_flag(name: str) -> Settings:
     value: Any = getattr(Settings(), name)
     text = str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, tuple):
+        text = ",".join(value)
     return load_settings(None, {}, {name: text})
 
 
