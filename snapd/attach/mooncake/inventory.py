@@ -1,0 +1,539 @@
+"""`Inventory`: what is known of the blocks in Mooncake's segments of ours, by slot.
+
+Mooncake has no slot table, so this is the numbering that the attach port asks for: a *slot* holds
+one key, resident (with its place in one of our files and its checksum) or cold (on disk only). A
+slot with its sequence names one version; sequences come from one counter and are never used twice.
+Everything here is memory of this process; a new one builds it again by looking at the store.
+
+All methods are vectorised, and each is one step under `lock`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from snapd.attach.mooncake.changes import ChangeLog
+from snapd.attach.mooncake.frozen import FrozenBlocks
+from snapd.attach.mooncake.keyheap import KeyHeap
+from snapd.attach.port import I32, Registered, Scan
+from snapd.blocks import BlockTable, KeyColumn
+from snapd.blocks.index import HashIndex
+from snapd.blocks.keys import I64, U64, Bools
+from snapd.blocks.table import F32, U32
+from snapd.plans.heat import HALF_LIFE_SECONDS, PRESENCE
+from snapd.wire.codes import ReturnCode
+
+NOWHERE = -1
+"""File number of a block that is in no file of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where n blocks are, as columns: bytes [offset, offset + size) of our file number `file`."""
+
+    file: I64
+    """`NOWHERE` where there is no place."""
+    offset: U64
+    size: U64
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def take(self, rows: I64 | Bools) -> Places:
+        """The places at these indices, or where this mask is true."""
+        return Places(self.file[rows], self.offset[rows], self.size[rows])
+
+    @classmethod
+    def none(cls, rows: int) -> Self:
+        """Of n blocks that are nowhere."""
+        zeros = np.zeros(rows, np.uint64)
+        return cls(np.full(rows, NOWHERE, np.int64), zeros, zeros)
+
+
+class ColdPolicy(Enum):
+    """What becomes of a block on disk whose key the store does not list when it is attached."""
+
+    LOST = "lost"
+    """A change of incarnation lost it: it is put back."""
+    GONE = "gone"
+    """It left within the life that goes on, evicted as far as can be told: it is let go."""
+    REMOVED = "removed"
+    """As GONE, and somebody may have removed it: that is told, so that it is made durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Resident blocks at one moment, as columns over n slots, ascending."""
+
+    slots: I64
+    sequence: U64
+    places: Places
+    checksum: U64
+    hashed_at: U64
+    """The look that hashed each last."""
+
+
+class Inventory:
+    """Columns over `capacity` slots."""
+
+    def __init__(self, capacity: int, *, clock: Callable[[], float] = time.time) -> None:
+        """`clock` gives Unix time in seconds, for heat."""
+        self.lock = threading.RLock()
+        """Hold it to make several calls one step. Taken after the residency's lock, never before.
+        """
+        self.capacity = capacity
+        self.changes = ChangeLog()
+        """What the feed tells."""
+        self.boot_id = b""
+        """The session that this describes; see `begin`."""
+        self.cold_policy = ColdPolicy.LOST
+        """What `register_cold` does with keys that are not listed."""
+        self.epoch = 0
+        """Remove-alls in this session."""
+        self.dropped_for_space = 0
+        """Blocks of the store that there was no slot for, of the last `insert`."""
+        self._clock = clock
+        self._keys = KeyHeap(capacity)
+        self._index = HashIndex.allocate(capacity)
+        self._frozen: list[FrozenBlocks] = []
+        self._next_sequence = 1
+        self._stamp = 0
+        self._unused = 0
+        """Slots from here on were never used."""
+        self._free = np.zeros(capacity, np.int64)
+        self._free_count = 0
+        self._hash: U64 = np.zeros(capacity, np.uint64)
+        self._sequence: U64 = np.zeros(capacity, np.uint64)
+        self._fresh: U64 = np.zeros(capacity, np.uint64)
+        """The sequence that a cold block is to have when it is published; 0 until `take_cold`."""
+        self._stamped: U64 = np.zeros(capacity, np.uint64)
+        """When a slot became resident, on the scale of `mark`."""
+        self._hashed_at: U64 = np.zeros(capacity, np.uint64)
+        self._cold: Bools = np.zeros(capacity, np.bool_)
+        self._file: I64 = np.zeros(capacity, np.int64)
+        self._offset: U64 = np.zeros(capacity, np.uint64)
+        self._size: U64 = np.zeros(capacity, np.uint64)
+        self._checksum: U64 = np.zeros(capacity, np.uint64)
+        self._epoch: U32 = np.zeros(capacity, np.uint32)
+        self._fingerprint: npt.NDArray[np.uint16] = np.zeros(capacity, np.uint16)
+        self._group: U32 = np.zeros(capacity, np.uint32)
+        self._pin: npt.NDArray[np.uint8] = np.zeros(capacity, np.uint8)
+        self._parent: U64 = np.zeros(capacity, np.uint64)
+        self._heat: F32 = np.zeros(capacity, np.float32)
+        """Heat at the moment `_since`."""
+        self._since = np.zeros(capacity, np.float64)
+
+    # --- sessions -------------------------------------------------------------------------------
+
+    def begin(self, boot_id: bytes, policy: ColdPolicy) -> int:
+        """A session begins; returns the remove-alls that it has to journal first, 0 or 1.
+
+        Cold blocks are forgotten, because the registrar registers all of them in each session.
+        Epochs begin at 0 again: a new incarnation has a base of its own.
+        """
+        with self.lock:
+            self.boot_id, self.cold_policy = boot_id, policy
+            self._release(np.flatnonzero(self._cold[: self._unused]))
+            self.epoch = self.changes.renumber()
+            self._epoch[: self._unused] = self.epoch
+            return self.epoch
+
+    def mark(self) -> int:
+        """A moment: what becomes resident from now on has a later stamp."""
+        with self.lock:
+            return self._stamp
+
+    # --- for the source -------------------------------------------------------------------------
+
+    def scan(self) -> Scan:
+        """Sequences and cold flags of all slots."""
+        with self.lock:
+            return Scan(self._sequence.copy(), self._cold.copy(), self.boot_id)
+
+    def describe(self, slots: I64) -> BlockTable:
+        """The blocks in these slots, in order, without the free ones. `offset` is the offset in
+        the file of `places`, 0 for a cold block."""
+        with self.lock:
+            slots = slots[(slots >= 0) & (slots < self.capacity)]
+            slots = slots[self._sequence[slots] != 0]
+            resident = ~self._cold[slots]
+            return BlockTable.for_keys(self._keys.take(slots), self._hash[slots]).with_columns(
+                epoch=self._epoch[slots],
+                sequence=self._sequence[slots],
+                size=self._size[slots],
+                stored_size=self._size[slots],
+                checksum=self._checksum[slots],
+                fingerprint=self._fingerprint[slots],
+                group=self._group[slots],
+                pin=self._pin[slots],
+                parent=self._parent[slots],
+                heat=self.heat(slots),
+                slot=slots,
+                slot_sequence=self._sequence[slots],
+                offset=np.where(resident, self._offset[slots], np.uint64(0)),
+            )
+
+    def heat(self, slots: I64) -> F32:
+        """Heat of the blocks in these slots, float32 [n]: Mooncake does not tell who reads what,
+        so it is the heat that a block came with, decayed."""
+        with self.lock:
+            age = np.maximum(self._clock() - self._since[slots], 0.0)
+            heat: F32 = (self._heat[slots] * np.exp2(-age / HALF_LIFE_SECONDS)).astype(np.float32)
+            return heat
+
+    def places(self, slots: I64 | U32, sequences: U64) -> Places:
+        """Where these versions are; `NOWHERE` where the slot is cold or holds another version."""
+        with self.lock:
+            there = (self._sequence[slots] == sequences) & ~self._cold[slots] & (sequences != 0)
+            return Places(
+                np.where(there, self._file[slots], NOWHERE),
+                np.where(there, self._offset[slots], np.uint64(0)),
+                np.where(there, self._size[slots], np.uint64(0)),
+            )
+
+    def doubt(self, slots: I64 | U32, sequences: U64) -> None:
+        """Bytes at these places are not what their checksum says: have them hashed again."""
+        with self.lock:
+            rows = slots.astype(np.int64)
+            rows = rows[self._is(rows, sequences, cold=False)]
+            self._hashed_at[rows] = 0
+
+    # --- for the sink ---------------------------------------------------------------------------
+
+    def register_cold(self, table: BlockTable) -> Registered:
+        """Cold slots for these blocks: OBJECT_ALREADY_EXISTS where the key is known, or counts as
+        gone (`cold_policy`); NO_AVAILABLE_HANDLE where there is no slot."""
+        rows = len(table)
+        codes: I32 = np.full(rows, ReturnCode.OBJECT_ALREADY_EXISTS, np.int32)
+        slots, sequences = np.zeros(rows, np.uint32), np.zeros(rows, np.uint64)
+        with self.lock:
+            new = np.flatnonzero(self._find(table.keys, table.key_hash) < 0)
+            if self.cold_policy is not ColdPolicy.LOST:
+                if self.cold_policy is ColdPolicy.REMOVED:
+                    self._tell_removed(table.keys.take(new))
+                return Registered(codes, slots, sequences)
+            codes[new] = ReturnCode.NO_AVAILABLE_HANDLE
+            given = self._claim(len(new))
+            new = new[: len(given)]
+            codes[new] = ReturnCode.OK
+            part = table if len(new) == rows else table.take(new)
+            self._write(given, part.keys, part.key_hash, part.size, part.checksum)
+            held = self.held_by(part)
+            self._cold[given] = True
+            self._file[given], self._offset[given] = held.file, held.offset
+            self._fingerprint[given], self._group[given] = part.fingerprint, part.group
+            self._pin[given], self._parent[given] = part.pin, part.parent
+            self._heat[given] = part.heat
+            slots[new], sequences[new] = given.astype(np.uint32), self._sequence[given]
+            return Registered(codes, slots, sequences)
+
+    def drop_cold(self, slots: U32, sequences: U64) -> None:
+        """Forget cold blocks; pairs that are no longer true are passed over."""
+        with self.lock:
+            rows = slots.astype(np.int64)
+            self._release(np.unique(rows[self._is(rows, sequences, cold=True)]))
+
+    def drop_all_cold(self) -> int:
+        """Forget every cold block because somebody may have removed it, and tell that, so that it
+        stays removed; how many."""
+        with self.lock:
+            rows = np.flatnonzero(self._cold[: self._unused])
+            self._tell_removed(self._keys.take(rows))
+            self._release(rows)
+            return len(rows)
+
+    def take_cold(self, slots: U32, sequences: U64) -> tuple[Bools, U64]:
+        """Which of these are still cold and of that version, bool [n], and the sequences that they
+        will have once they are resident, uint64 [n], 0 for the others."""
+        with self.lock:
+            rows = slots.astype(np.int64)
+            mask = self._is(rows, sequences, cold=True)
+            taken = rows[mask]
+            new = taken[self._fresh[taken] == 0]
+            self._fresh[new] = self._sequences(len(new))
+            return mask, np.where(mask, self._fresh[rows], np.uint64(0))
+
+    def held(self, slots: U32) -> Places:
+        """Where the bytes of these cold blocks may still be from a life before, in files that the
+        store does not have mounted any more; the checksum decides."""
+        with self.lock:
+            rows = slots.astype(np.int64)
+            there = self._cold[rows] & (self._file[rows] != NOWHERE)
+            return Places(
+                np.where(there, self._file[rows], NOWHERE),
+                np.where(there, self._offset[rows], np.uint64(0)),
+                np.where(there, self._size[rows], np.uint64(0)),
+            )
+
+    def publish(self, slots: U32, cold_sequences: U64, fresh_sequences: U64, places: Places) -> I32:
+        """Cold blocks are resident at these places, seen and verified there; int32 [n]: 0, or
+        OBJECT_NOT_FOUND where the slot holds something else by now."""
+        codes: I32 = np.full(len(slots), ReturnCode.OBJECT_NOT_FOUND, np.int32)
+        with self.lock:
+            rows = slots.astype(np.int64)
+            # A look at the store may have been faster: then the block is resident already, under
+            # the sequence that it was promised.
+            codes[self._is(rows, fresh_sequences, cold=False)] = ReturnCode.OK
+            at = np.flatnonzero(
+                self._is(rows, cold_sequences, cold=True) & (self._fresh[rows] == fresh_sequences)
+            )
+            codes[at] = ReturnCode.OK
+            self._settle(rows[at], fresh_sequences[at], places.take(at))
+        return codes
+
+    # --- files that come and go -------------------------------------------------------------------
+
+    def lose(self, files: I64) -> I64:
+        """The segments in these files are dead. Their resident blocks are not there any more, and
+        are not gone either: where their bytes were is remembered for `held`. Returns the slots,
+        int64, so that the residency forgets them."""
+        with self.lock:
+            resident = (self._sequence[: self._unused] != 0) & ~self._cold[: self._unused]
+            rows = np.flatnonzero(resident & np.isin(self._file[: self._unused], files))
+            if len(rows):
+                frozen = FrozenBlocks(self.describe(rows), self._file[rows])
+                self._frozen.insert(0, frozen)
+                self._release(rows)
+            return rows
+
+    def held_by(self, table: BlockTable) -> Places:
+        """Where bytes with the key, size and checksum of these blocks were when their segment
+        died; the newest such place."""
+        with self.lock:
+            result = Places.none(len(table))
+            for frozen in self._frozen:
+                left = np.flatnonzero(result.file == NOWHERE)
+                if not len(left):
+                    break
+                at = frozen.find(table if len(left) == len(table) else table.take(left))
+                hit = at >= 0
+                result.file[left[hit]] = frozen.file[at[hit]]
+                offset = result.offset.copy()
+                offset[left[hit]] = frozen.offset[at[hit]]
+                result = Places(result.file, offset, table.size)
+            return result
+
+    def forget_files(self, files: I64) -> None:
+        """These files are deleted: nothing is held there any more."""
+        with self.lock:
+            cold = np.flatnonzero(self._cold[: self._unused])
+            self._file[cold[np.isin(self._file[cold], files)]] = NOWHERE
+            for frozen in self._frozen:
+                frozen.forget(files)
+            self._frozen = [frozen for frozen in self._frozen if frozen.is_used]
+
+    # --- for the look at the store ----------------------------------------------------------------
+
+    def look_up(self, keys: KeyColumn, hashes: U64) -> I64:
+        """The slot of each key, resident or cold, int64 [n], -1 where there is none."""
+        with self.lock:
+            return self._find(keys, hashes)
+
+    def resident(self, mark: int | None = None) -> Kept:
+        """The resident blocks, with a mark only those that were before it."""
+        with self.lock:
+            there = (self._sequence[: self._unused] != 0) & ~self._cold[: self._unused]
+            if mark is not None:
+                there &= self._stamped[: self._unused] <= np.uint64(mark)
+            slots = np.flatnonzero(there)
+            return Kept(
+                slots,
+                self._sequence[slots],
+                Places(self._file[slots], self._offset[slots], self._size[slots]),
+                self._checksum[slots],
+                self._hashed_at[slots],
+            )
+
+    def keys_of(self, slots: I64) -> KeyColumn:
+        """Keys of these slots; empty ones where a slot is free."""
+        with self.lock:
+            return self._keys.take(slots)
+
+    def vanished(self, slots: I64, sequences: U64, *, removed: bool) -> int:
+        """These versions are not listed any more; with `removed` somebody may have removed them,
+        which is told. How many were still held."""
+        with self.lock:
+            rows = slots[self._is(slots, sequences, cold=False)]
+            if removed:
+                self._tell_removed(self._keys.take(rows))
+            self._release(rows)
+            return len(rows)
+
+    def insert(
+        self,
+        keys: KeyColumn,
+        hashes: U64,
+        places: Places,
+        checksums: U64,
+        *,
+        look: int,
+        fingerprint: int = 0,
+    ) -> int:
+        """Blocks that the store lists and that were hashed in place; how many there was no slot
+        for. Keys that were cold are resident now: as the version that was put back, if the bytes
+        are the same; else something newer has come, and the older version's end is told."""
+        with self.lock:
+            slots = self._find(keys, hashes)
+            known = slots >= 0
+            resident = known.copy()
+            resident[known] &= ~self._cold[slots[known]]
+            cold = known & ~resident
+            same = cold.copy()
+            same[cold] = (self._size[slots[cold]] == places.size[cold]) & (
+                self._checksum[slots[cold]] == checksums[cold]
+            )
+            self._put_back_by_others(slots[same], places.take(same), look)
+            newer = cold & ~same
+            self._tell_removed(keys.take(newer))
+            self._release(slots[newer])
+            at = np.flatnonzero(~known | newer)
+            given = self._claim(len(at))
+            self.dropped_for_space = len(at) - len(given)
+            at = at[: len(given)]
+            self._write(given, keys.take(at), hashes[at], places.size[at], checksums[at])
+            self._file[given], self._offset[given] = places.file[at], places.offset[at]
+            self._fingerprint[given] = fingerprint
+            self._heat[given] = PRESENCE
+            self._hashed_at[given] = look
+            self._stamped[given] = self._next_stamp()
+            return self.dropped_for_space
+
+    def moved(self, slots: I64, sequences: U64, places: Places) -> None:
+        """These versions are at other places now, with the same bytes (see `renew` otherwise)."""
+        with self.lock:
+            at = np.flatnonzero(self._is(slots, sequences, cold=False))
+            self._file[slots[at]], self._offset[slots[at]] = places.file[at], places.offset[at]
+            self._size[slots[at]] = places.size[at]
+
+    def renew(
+        self, slots: I64, sequences: U64, places: Places, checksums: U64, *, look: int
+    ) -> int:
+        """Hashed again. Where bytes, size or checksum differ from before, the slot holds a new
+        version under a new sequence, and the end of the one before is told; how many."""
+        with self.lock:
+            at = np.flatnonzero(self._is(slots, sequences, cold=False))
+            rows = slots[at]
+            self._hashed_at[rows] = look
+            self._file[rows], self._offset[rows] = places.file[at], places.offset[at]
+            other = (self._checksum[rows] != checksums[at]) | (self._size[rows] != places.size[at])
+            rows, at = rows[other], at[other]
+            self._size[rows], self._checksum[rows] = places.size[at], checksums[at]
+            fresh = self._sequences(len(rows))
+            self._sequence[rows] = fresh
+            self._heat[rows], self._since[rows] = PRESENCE, self._clock()
+            self.changes.removed(self._keys.take(rows), fresh, self.epoch)
+            return len(rows)
+
+    def remove_all(self) -> int:
+        """Somebody removed everything. What is listed all the same came after that, as far as can
+        be told: it gets new sequences in a new epoch. Cold blocks are gone; how many."""
+        with self.lock:
+            cold = np.flatnonzero(self._cold[: self._unused])
+            self._release(cold)
+            self.epoch += 1
+            rows = np.flatnonzero(self._sequence[: self._unused])
+            self._sequence[rows] = self._sequences(len(rows))
+            self._epoch[rows] = self.epoch
+            self.changes.removed_all(self.epoch)
+            return len(cold)
+
+    def counts(self) -> tuple[int, int, int]:
+        """Resident blocks, their bytes, and cold blocks."""
+        with self.lock:
+            there = self._sequence[: self._unused] != 0
+            cold = self._cold[: self._unused]
+            resident = there & ~cold
+            size = int(self._size[: self._unused][resident].sum())
+            return int(resident.sum()), size, int(cold.sum())
+
+    # --- inside: the caller holds the lock --------------------------------------------------------
+
+    def _find(self, keys: KeyColumn, hashes: U64) -> I64:
+        return self._index.find(
+            hashes, lambda queries, slots: self._keys.equal(slots, keys, queries)
+        )
+
+    def _is(self, rows: I64, sequences: U64, *, cold: bool) -> Bools:
+        same: Bools = (
+            (self._sequence[rows] == sequences) & (sequences != 0) & (self._cold[rows] == cold)
+        )
+        return same
+
+    def _sequences(self, count: int) -> U64:
+        first = self._next_sequence
+        self._next_sequence += count
+        return np.arange(first, first + count, dtype=np.uint64)
+
+    def _next_stamp(self) -> int:
+        self._stamp += 1
+        return self._stamp
+
+    def _claim(self, count: int) -> I64:
+        """At most `count` free slots, int64."""
+        recycled = min(count, self._free_count)
+        self._free_count -= recycled
+        slots = self._free[self._free_count : self._free_count + recycled].copy()
+        unused = min(count - recycled, self.capacity - self._unused)
+        new = np.arange(self._unused, self._unused + unused, dtype=np.int64)
+        self._unused += unused
+        return np.concatenate([slots, new])
+
+    def _write(self, slots: I64, keys: KeyColumn, hashes: U64, size: U64, checksum: U64) -> None:
+        """Free slots take new blocks, with everything that is not known at its default."""
+        self._keys.put(slots, keys)
+        self._hash[slots] = hashes
+        self._index.insert(hashes, slots)
+        self._sequence[slots] = self._sequences(len(slots))
+        self._size[slots], self._checksum[slots] = size, checksum
+        self._epoch[slots] = self.epoch
+        self._since[slots] = self._clock()
+
+    def _release(self, slots: I64) -> None:
+        """These slots, each named once, are free."""
+        if not len(slots):
+            return
+        self._index.remove(self._hash[slots], slots)
+        self._keys.drop(slots)
+        for column in (
+            self._sequence,
+            self._fresh,
+            self._stamped,
+            self._hashed_at,
+            self._cold,
+            self._fingerprint,
+            self._group,
+            self._pin,
+            self._parent,
+        ):
+            column[slots] = 0
+        self._file[slots] = NOWHERE
+        self._free[self._free_count : self._free_count + len(slots)] = slots
+        self._free_count += len(slots)
+
+    def _settle(self, rows: I64, sequences: U64, places: Places) -> None:
+        """Cold blocks become resident."""
+        for frozen in self._frozen:
+            frozen.used(self._keys.take(rows), self._hash[rows])
+        self._cold[rows] = False
+        self._sequence[rows], self._fresh[rows] = sequences, 0
+        self._file[rows], self._offset[rows] = places.file, places.offset
+        self._stamped[rows] = self._next_stamp()
+
+    def _put_back_by_others(self, rows: I64, places: Places, look: int) -> None:
+        promised = self._fresh[rows]
+        missing = promised == 0
+        promised[missing] = self._sequences(int(missing.sum()))
+        self._settle(rows, promised, places)
+        self._hashed_at[rows] = look
+
+    def _tell_removed(self, keys: KeyColumn) -> None:
+        """The end of every version of these keys up to now."""
+        self.changes.removed(keys, self._sequences(len(keys)), self.epoch)
