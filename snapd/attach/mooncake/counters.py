@@ -1,0 +1,103 @@
+"""`Counters`: the counters of Mooncake's master that tell what was done to its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+REMOVES = "master_remove_requests_total"
+REGEX_REMOVES = "master_remove_by_regex_requests_total"
+REMOVE_ALLS = "master_remove_all_requests_total"
+CLEARS = "master_batch_replica_clear_items_total"
+EVICTED = "master_evicted_key_count"
+PUT_ENDS = ("master_put_end_requests_total", "master_batch_put_end_items_total")
+PUT_END_FAILURES = ("master_put_end_failures_total", "master_batch_put_end_failed_items_total")
+NEW_OBJECTS = "master_value_size_bytes_count"
+FAILED_REMOVES = (
+    "master_remove_failures_total",
+    "master_remove_by_regex_failures_total",
+    "master_remove_all_failures_total",
+)
+MOVES = (
+    "master_copy_end_requests_total",
+    "master_move_end_requests_total",
+    "master_promotion_completed_total",
+)
+MOUNTS = ("master_mount_segment_requests_total", "master_unmount_segment_requests_total")
+DISCARDS = "master_put_start_discard_cnt"
+PINGS = "master_ping_requests_total"
+
+REQUIRED = frozenset({REMOVES, REGEX_REMOVES, REMOVE_ALLS, EVICTED, *PUT_ENDS, NEW_OBJECTS})
+"""Without these a removal could not be told from an eviction."""
+
+COUNTERS = REQUIRED | {
+    CLEARS,
+    DISCARDS,
+    PINGS,
+    *PUT_END_FAILURES,
+    *FAILED_REMOVES,
+    *MOVES,
+    *MOUNTS,
+}
+"""All that are kept; one that a master does not have is 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """One look at them. Each starts at 0 with a life of the master and never falls in it."""
+
+    values: Mapping[str, int]
+
+    def total(self, *names: str) -> int:
+        """The sum of these counters."""
+        return sum(self.values.get(name, 0) for name in names)
+
+    @property
+    def removes(self) -> int:
+        """Keys that were asked to be removed by name."""
+        return self.total(REMOVES)
+
+    @property
+    def regex_removes(self) -> int:
+        """Removals by pattern."""
+        return self.total(REGEX_REMOVES)
+
+    @property
+    def remove_alls(self) -> int:
+        """Removals of everything."""
+        return self.total(REMOVE_ALLS)
+
+    @property
+    def clears(self) -> int:
+        """Keys whose replicas were asked to be cleared."""
+        return self.total(CLEARS)
+
+    @property
+    def failed_removes(self) -> int:
+        """Removals of any kind that did not happen."""
+        return self.total(*FAILED_REMOVES)
+
+    @property
+    def evicted(self) -> int:
+        """Keys that were evicted."""
+        return self.total(EVICTED)
+
+    @property
+    def put_ends(self) -> int:
+        """Puts and upserts that ended well."""
+        return self.total(*PUT_ENDS) - self.total(*PUT_END_FAILURES)
+
+    @property
+    def new_objects(self) -> int:
+        """Objects that were made; a rewrite in place makes none."""
+        return self.total(NEW_OBJECTS)
+
+    @property
+    def moves(self) -> int:
+        """Replicas that were copied or moved to another place."""
+        return self.total(*MOVES)
+
+    @property
+    def mounts(self) -> int:
+        """Segments that were asked to be mounted or unmounted."""
+        return self.total(*MOUNTS)
