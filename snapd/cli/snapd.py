@@ -11,6 +11,11 @@ from snapd.cli.group import CONTEXT_SETTINGS, LazyGroup
 COMMANDS = {
     "run": ("snapd.cli.run", "run", "Run the daemon in the foreground."),
     "store": ("snapd.cli.store", "store", "Run the bundled store in the foreground."),
+    "mooncake-store": (
+        "snapd.cli.mooncake_store",
+        "mooncake_store",
+        "Run Mooncake's store service, with a fast way in for the daemon.",
+    ),
 }
 
 

@@ -19,9 +19,9 @@ from snapd.errors import SnapdError
 from snapd.store.complaints import Complaints
 from snapd.store.connection import ClientConnection
 from snapd.store.engine import StoreEngine
-from snapd.store.listen import BACKLOG, allow_descriptors, bind_socket
 from snapd.wire import messages as m
 from snapd.wire.codes import ReturnCode
+from snapd.wire.listen import BACKLOG, allow_descriptors, bind_socket
 from snapd.wire.peers import peer_of, refusal_of_peer
 
 _LOG = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""`Connection`: a blocking client of the store's socket, one request at a time."""
+"""`Connection`: a blocking client of a Unix socket, one request at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import time
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from snapd.errors import ProtocolError, SnapdError, StoreUnavailableError
@@ -37,9 +38,21 @@ class Connection:
     could otherwise be taken for another request's.
     """
 
-    def __init__(self, path: str, timeout_seconds: float = 5.0) -> None:
-        """Connect. Raises StoreUnavailableError when nobody listens at `path`."""
+    def __init__(
+        self,
+        path: str,
+        timeout_seconds: float = 5.0,
+        *,
+        peer: str = "store",
+        decode: Callable[[bytes], Message] = decode_reply,
+    ) -> None:
+        """Connect. `peer` names the other end in errors, `decode` reads its replies.
+
+        Raises StoreUnavailableError when nobody listens at `path`.
+        """
         self._path = path
+        self._peer = peer
+        self._decode = decode
         self._decoder = FrameDecoder()
         self._request_id = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -51,7 +64,7 @@ class Connection:
             self._socket.connect(path)
         except OSError as error:
             self._socket.close()
-            raise StoreUnavailableError(f"no store answers at {path}: {error}") from error
+            raise StoreUnavailableError(f"no {peer} answers at {path}: {error}") from error
 
     @property
     def closed(self) -> bool:
@@ -59,9 +72,14 @@ class Connection:
         return self._socket.fileno() < 0
 
     def call(
-        self, request: Message, reply_type: type[ReplyType], timeout_seconds: float = 5.0
+        self,
+        request: Message,
+        reply_type: type[ReplyType],
+        timeout_seconds: float = 5.0,
+        *,
+        descriptors: Sequence[int] = (),
     ) -> ReplyType:
-        """Send a request and wait for its reply.
+        """Send a request, with copies of these descriptors, and wait for its reply.
 
         Raises StoreUnavailableError when the connection breaks, `UnansweredError` among them when
         the request was sent, or at the deadline; ProtocolError on a reply of another type,
@@ -72,14 +90,18 @@ class Connection:
         failure = StoreUnavailableError
         try:
             self._socket.settimeout(timeout_seconds)
-            self._socket.sendall(encode_frame(self._request_id, encode_message(request)))
+            frame = encode_frame(self._request_id, encode_message(request))
+            if descriptors:
+                frame = frame[socket.send_fds(self._socket, [frame], descriptors) :]
+            if frame:  # a peer that has answered may be gone, and sending nothing fails then too
+                self._socket.sendall(frame)
             failure = UnansweredError
             reply = self._receive(deadline)
         except (OSError, ProtocolError) as error:
             self.close()
             if isinstance(error, ProtocolError):
                 raise
-            raise failure(f"the store at {self._path} is away: {error}") from error
+            raise failure(f"the {self._peer} at {self._path} is away: {error}") from error
         if isinstance(reply, Failure):
             raise RequestFailedError(reply.code, reply.message)
         if not isinstance(reply, reply_type):
@@ -100,8 +122,8 @@ class Connection:
             self._socket.settimeout(remaining)
             data = self._socket.recv(_RECEIVE_BYTES)
             if not data:
-                raise ConnectionResetError("the store closed the connection")
+                raise ConnectionResetError(f"the {self._peer} closed the connection")
             for frame in self._decoder.receive_data(data):
                 if frame.request_id != self._request_id:
                     raise ProtocolError(f"reply to request {frame.request_id} was not asked for")
-                return decode_reply(frame.payload)
+                return self._decode(frame.payload)

@@ -1,4 +1,4 @@
-"""The store's listening socket, and the descriptors for those who connect."""
+"""A listening Unix socket, and the descriptors for those who connect."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ BACKLOG = 512
 """Connections that wait to be accepted; who comes after them waits in his `connect`."""
 
 
-def bind_socket(path: Path, *, group_shared: bool = False) -> socket.socket:
+def bind_socket(path: Path, *, group_shared: bool = False, peer: str = "store") -> socket.socket:
     """A listening socket at `path`, mode 0600 in a directory that only we can enter; with
     `group_shared` 0660 and 0770.
 
-    The caller holds the segment's lock, so a socket file that nobody answers is a leftover.
+    A socket file that nobody answers is a leftover: the caller is the only one who may listen here
+    (the store holds the segment's lock, a store service its port).
     Raises OSError, or FileExistsError when somebody answers.
     """
     try:
@@ -31,7 +32,7 @@ def bind_socket(path: Path, *, group_shared: bool = False) -> socket.socket:
     ):
         probe.settimeout(1.0)
         probe.connect(str(path))
-        raise FileExistsError(f"another store answers at {path}")
+        raise FileExistsError(f"another {peer} answers at {path}")
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise FileExistsError(f"{path} is no socket")
