@@ -13,28 +13,50 @@ EVICTED = "master_evicted_key_count"
 PUT_ENDS = ("master_put_end_requests_total", "master_batch_put_end_items_total")
 PUT_END_FAILURES = ("master_put_end_failures_total", "master_batch_put_end_failed_items_total")
 NEW_OBJECTS = "master_value_size_bytes_count"
+PUT_STARTS = ("master_put_start_requests_total", "master_batch_put_start_items_total")
+PUT_START_FAILURES = (
+    "master_put_start_failures_total",
+    "master_batch_put_start_failed_items_total",
+)
+REVOKES = ("master_put_revoke_requests_total", "master_batch_put_revoke_items_total")
 FAILED_REMOVES = (
     "master_remove_failures_total",
     "master_remove_by_regex_failures_total",
     "master_remove_all_failures_total",
 )
+FAILED_CLEARS = "master_batch_replica_clear_failed_items_total"
 MOVES = (
     "master_copy_end_requests_total",
     "master_move_end_requests_total",
     "master_promotion_completed_total",
 )
 MOUNTS = ("master_mount_segment_requests_total", "master_unmount_segment_requests_total")
+REMOUNTS = "master_remount_segment_requests_total"
 DISCARDS = "master_put_start_discard_cnt"
 PINGS = "master_ping_requests_total"
 
-REQUIRED = frozenset({REMOVES, REGEX_REMOVES, REMOVE_ALLS, EVICTED, *PUT_ENDS, NEW_OBJECTS})
-"""Without these a removal could not be told from an eviction."""
+REQUIRED = frozenset(
+    {
+        REMOVES,
+        REGEX_REMOVES,
+        REMOVE_ALLS,
+        EVICTED,
+        *PUT_STARTS,
+        *PUT_START_FAILURES,
+        *PUT_ENDS,
+        NEW_OBJECTS,
+    }
+)
+"""Without these a removal could not be told from an eviction, nor a rewrite be noticed."""
 
 COUNTERS = REQUIRED | {
     CLEARS,
     DISCARDS,
+    FAILED_CLEARS,
     PINGS,
+    REMOUNTS,
     *PUT_END_FAILURES,
+    *REVOKES,
     *FAILED_REMOVES,
     *MOVES,
     *MOUNTS,
@@ -91,6 +113,27 @@ class Counters:
     def new_objects(self) -> int:
         """Objects that were made; a rewrite in place makes none."""
         return self.total(NEW_OBJECTS)
+
+    @property
+    def rewrites(self) -> int:
+        """Objects that were rewritten in place: starts that succeeded and made nothing new. Too
+        high while a start is being carried out."""
+        return self.total(*PUT_STARTS) - self.total(*PUT_START_FAILURES) - self.new_objects
+
+    @property
+    def revokes(self) -> int:
+        """Puts and upserts that their client took back."""
+        return self.total(*REVOKES)
+
+    @property
+    def discards(self) -> int:
+        """Objects that let go of replicas without being removed."""
+        return self.total(DISCARDS)
+
+    @property
+    def failed_clears(self) -> int:
+        """Keys whose replicas were asked to be cleared and were not."""
+        return self.total(FAILED_CLEARS)
 
     @property
     def moves(self) -> int:
