@@ -7,13 +7,14 @@ import random
 import time
 from collections.abc import Collection
 from http.client import HTTPException
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from snapd.drill.content import I64, U32, WRITERS_MAX, Bools
-from snapd.drill.load import BATCH_BYTES_MAX, BlockClient, LoadSpec, SharedState
+from snapd.drill.load import BATCH_BYTES_MAX, BlockClient, SharedState
 from snapd.drill.look import BlockNames, evicted_keys
 from snapd.drill.processes import DrillError, Site
 
@@ -26,6 +27,11 @@ SWEEP_PAUSE_SECONDS = 0.5
 """Blocks that did not come are asked for again: a cold one may be slow, a lost one never comes."""
 
 
+def audit_batch(block_bytes: int) -> int:
+    """Blocks that an audit reads at a time."""
+    return max(1, min(256, BATCH_BYTES_MAX // block_bytes))
+
+
 class AuditVerdict(NamedTuple):
     """What the sweep over all blocks found."""
 
@@ -33,17 +39,31 @@ class AuditVerdict(NamedTuple):
     wrong_bytes: int
 
 
+class Audit(Protocol):
+    """What a scenario asks of its auditor, wherever that runs."""
+
+    def existing(self, surviving: U32) -> Bools:
+        """Of the blocks that survived (version not 0), those that are there."""
+
+    def remove_some(self, candidates: I64, rng: random.Random) -> None:
+        """Remove a few of these blocks."""
+
+    def sweep(self, surviving: U32, restored: Bools, damaged: Collection[int]) -> AuditVerdict:
+        """Read and compare every block that should be there, and end."""
+
+
 class Auditor:
     """A client of its own, in the drill's process."""
 
-    def __init__(self, spec: LoadSpec, state: SharedState, site: Site, names: BlockNames) -> None:
-        """Connect to the store."""
+    def __init__(
+        self, client: BlockClient, state: SharedState, event_log: Path, names: BlockNames
+    ) -> None:
+        """Audit through a client that is connected; it is closed after the sweep."""
         self._state = state
-        self._site = site
-        batch = max(1, min(256, BATCH_BYTES_MAX // spec.block_bytes))
-        self._batch = batch
+        self._event_log = event_log
+        self._batch = len(client.buffer)
         self._names = names
-        self._client = BlockClient(spec, state.trace.block_count, batch)
+        self._client = client
 
     def existing(self, surviving: U32) -> Bools:
         """Of the blocks that survived (version not 0), those that the store says it has."""
@@ -79,10 +99,10 @@ class Auditor:
             time.sleep(SWEEP_PAUSE_SECONDS if number and len(wanted) else 0)
             for first in range(0, len(wanted), self._batch):
                 part = wanted[first : first + self._batch]
-                present[part], wrong[part] = self._read(part)
+                present[part], wrong[part] = self.read(part)
             wanted = wanted[~present[wanted] & (wrong[wanted] == 0)]
         excused = ledger.removed_since(surviving)
-        excused |= self._names.marked(evicted_keys(self._site.event_log))
+        excused |= self._names.marked(evicted_keys(self._event_log))
         excused[list(damaged)] = True
         lost = (surviving > 0) & ~(restored & present) & ~excused
         for block in np.flatnonzero(lost)[:20].tolist():
@@ -97,7 +117,9 @@ class Auditor:
         self._client.close()
         return AuditVerdict(int(lost.sum()), int(wrong.sum()))
 
-    def _read(self, blocks: I64) -> tuple[Bools, I64]:
+    def read(self, blocks: I64) -> tuple[Bools, I64]:
+        """Fetch blocks, at most a batch, and compare them: which came and are right, bool [n], and
+        how many bytes of each are wrong, int64 [n]."""
         ledger = self._state.ledger
         floor = ledger.floor(blocks)
         sizes = self._client.fetch(blocks)
@@ -112,7 +134,7 @@ def rejected_blocks(site: Site) -> int:
 
     Raises StoreUnavailableError or DrillError when they do not answer.
     """
-    rejected = site.store_stats().corrupt
+    rejected = site.rejected_by_store()
     if site.daemon is not None:
         try:
             _, text = site.http_get("/metrics")

@@ -63,6 +63,11 @@ def make_blocks(key_hashes: U64, versions: U32, block_bytes: int) -> U8:
     return whole[:, :block_bytes]
 
 
+def block_stamp(key_hash: np.uint64, version: np.uint32) -> bytes:
+    """How every page of this block begins."""
+    return np.array([_MAGIC, key_hash, version], np.uint64).tobytes()
+
+
 def _places(key_hashes: U64, versions: U32, page_numbers: U64) -> I64:
     """Where in the pool each page's window begins, int64 [n, pages] (SplitMix64's finaliser)."""
     mixed = key_hashes[:, None] + (versions.astype(np.uint64) << np.uint64(20))[:, None]

@@ -37,6 +37,8 @@ class Claim:
     """The version of which each must be given the bytes, or that its removal has."""
     life: int
     removal: bool = False
+    certain: bool = True
+    """An acknowledgement means that the store holds these bytes."""
 
 
 class Ledger:
@@ -77,7 +79,7 @@ class Ledger:
             versions = np.where(live, self._acknowledged[free], fresh).astype(np.uint32)
             self._started[free] = np.maximum(self._started[free], versions)
             self._claimed[free] = writer + 1
-            return Claim(free, versions, self.life)
+            return Claim(free, versions, self.life, certain=not self._uncertain)
 
     def begin_upsert(self, blocks: I64, writer: int) -> Claim:
         """Claim those that nobody else is writing, each for a new version."""
@@ -96,24 +98,49 @@ class Ledger:
             if removal:
                 self._removing[free] = versions
                 self._unsure[free] = 0
-            return Claim(free, versions, self.life, removal)
+            return Claim(free, versions, self.life, removal, not self._uncertain)
 
     def finish(self, claim: Claim, done: Bools) -> None:
         """End a claim; `done` [n] tells which the store acknowledged.
 
         What it did not acknowledge may or may not have happened: both stay right. The same goes
         for an answer that came over the end of the store's life, since the look at what survived
-        (`restart`) has been taken without it.
+        (`restart`) has been taken without it, and for one from a time in which an acknowledgement
+        says nothing (`set_uncertain`).
         """
         with self._lock:
-            if claim.life == self.life:
+            if claim.life == self.life and claim.certain and not self._uncertain:
                 blocks, versions = claim.blocks[done], claim.versions[done]
                 self._acknowledged[blocks] = versions
                 if claim.removal:
                     self._removed[blocks] = versions
                 else:
                     self._unsure[claim.blocks] = ~done
+            elif not claim.removal:
+                self._unsure[claim.blocks] = 1
             self._claimed[claim.blocks] = 0
+
+    def set_uncertain(self, *, uncertain: bool) -> None:
+        """From now on, what a store says yes to may or may not have been written.
+
+        Mooncake acknowledges the put of a key that is still listed, though the process that held
+        its bytes is dead, and writes nothing.
+        """
+        with self._lock:
+            self._header[1] = uncertain
+
+    def set_calm(self, *, calm: bool) -> None:
+        """Whether clients shall leave blocks as they are: no rewrite, no removal."""
+        self._header[2] = calm
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether clients shall leave blocks as they are."""
+        return bool(self._header[2])
+
+    @property
+    def _uncertain(self) -> bool:
+        return bool(self._header[1])
 
     def floor(self, blocks: I64) -> U32:
         """The oldest version that a read of each may bring, taken before the read."""

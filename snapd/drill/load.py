@@ -12,7 +12,9 @@ import logging
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -51,7 +53,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     directory: str
     """Where the files are that all processes share."""
     socket: str
-    """The store's socket."""
+    """The store's socket; for Mooncake, the master's host:port."""
     seed: int
     block_bytes: int
     deadline_seconds: float
@@ -60,6 +62,8 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Share of requests that rewrite one of their blocks."""
     remove_ratio: float
     """Share of requests that remove one of their last blocks."""
+    metadata: str = ""
+    """Where Mooncake's transfer engine finds its peers; empty for the bundled store."""
 
 
 class SharedState:
@@ -86,18 +90,22 @@ class BlockClient:
         self.keys, self.hashes = block_keys(spec.seed, blocks)
         self.buffer: U8 = np.zeros((blocks_max, spec.block_bytes), np.uint8)
         self._address = self.buffer.ctypes.data
-        self.store = MooncakeDistributedStore()
+        self.store = self._new_store()
         deadline = time.monotonic() + CONNECT_SECONDS
-        while (code := self._setup(spec.socket)) != 0:
+        while (code := self._setup(spec)) != 0:
             if time.monotonic() > deadline:
                 raise SnapdError(f"the load cannot connect to {spec.socket}: setup says {code}")
             time.sleep(0.05)
         if code := self.store.register_buffer(self._address, self.buffer.nbytes):
             raise SnapdError(f"register_buffer of {self.buffer.nbytes} bytes says {code}")
 
-    def _setup(self, socket: str) -> int:
-        code = self.store.setup("localhost", "", 0, 0, "tcp", "", f"unix:{socket}")
-        return int(code)
+    def _new_store(self) -> Any:
+        """An object of the store's client library, not yet connected."""
+        return MooncakeDistributedStore()
+
+    def _setup(self, spec: LoadSpec) -> int:
+        """Connect it: 0, or why not."""
+        return int(self.store.setup("localhost", "", 0, 0, "tcp", "", f"unix:{spec.socket}"))
 
     def close(self) -> None:
         """Give the store its buffer back and disconnect."""
@@ -176,13 +184,16 @@ class BlockClient:
 class Client:
     """Takes requests one after another and runs each at its time."""
 
-    def __init__(self, spec: LoadSpec, writer: int) -> None:
+    def __init__(
+        self, spec: LoadSpec, writer: int, connect: Callable[..., BlockClient] = BlockClient
+    ) -> None:
+        """`connect` makes the store's client, as `BlockClient` does for the bundled store."""
         self._spec = spec
         self._writer = writer
         self._shared = SharedState(Path(spec.directory))
         self._ledger = self._shared.ledger
         longest = int(self._shared.trace.lengths.max())
-        self._blocks = BlockClient(spec, self._shared.trace.block_count, longest)
+        self._blocks = connect(spec, self._shared.trace.block_count, longest)
         self._unsaved: list[int] = []
 
     def run(self) -> None:
@@ -251,7 +262,7 @@ class Client:
     def _change(self, request: int, chain: I64) -> None:
         """Now and then rewrite a block or remove one; the seed and the request decide which."""
         chance = random.Random(f"{self._spec.seed}/{request}")
-        if not len(chain):
+        if not len(chain) or self._ledger.is_calm:
             return
         if chance.random() < self._spec.upsert_ratio:
             claim = self._ledger.begin_upsert(chain[[chance.randrange(len(chain))]], self._writer)

@@ -60,6 +60,7 @@ class ScenarioResult(msgspec.Struct, frozen=True, kw_only=True):
     ttft_p99_s: Phases
     throughput_ratio: float
     restored_blocks: int
+    nvme_bytes_read: int | None
     rejected_blocks: int
     wrong_bytes: int
     lost_committed_blocks: int
@@ -91,6 +92,8 @@ class Survival:
     lost_committed_blocks: int = 0
     audit_wrong_bytes: int = 0
     """Wrong bytes in the sweep over all blocks at the end."""
+    nvme_bytes_read: int | None = None
+    """Bytes that the daemon read from its disk from the kill until it was ready."""
     notes: tuple[str, ...] = field(default=())
 
 
@@ -148,6 +151,7 @@ def summarise(run: Run, baseline: Run) -> ScenarioResult:
         ttft_p99_s=Phases(*(_percentile(ttft[phase], 99) for phase in phases)),
         throughput_ratio=float(baseline_ttft[window].sum() / ttft[window].sum()),
         restored_blocks=run.survival.restored_blocks,
+        nvme_bytes_read=run.survival.nvme_bytes_read,
         rejected_blocks=run.survival.rejected_blocks,
         wrong_bytes=int(records["wrong_bytes"].sum()) + run.survival.audit_wrong_bytes,
         lost_committed_blocks=run.survival.lost_committed_blocks,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import select
 import shutil
 import signal
 import socket
@@ -49,9 +50,19 @@ class Process:
     """One process that the site started."""
 
     def __init__(
-        self, name: str, arguments: Sequence[str], environment: dict[str, str], log: Path
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        log: Path,
+        *,
+        executable: str = sys.executable,
+        talks: bool = False,
     ) -> None:
-        """Start it; its output goes to the end of `log`."""
+        """Start `executable`, by default our interpreter; its output goes to the end of `log`.
+
+        One that `talks` has pipes for its standard input and output instead.
+        """
         self.name = name
         self.log = log
         self.started_at = time.monotonic()
@@ -59,10 +70,10 @@ class Process:
             # A session of its own: Ctrl-C in the terminal reaches the drill, which then stops its
             # processes in order.
             self._popen = subprocess.Popen(
-                [sys.executable, *arguments],
+                [executable, *arguments],
                 env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
+                stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if talks else stream,
                 stderr=stream,
                 start_new_session=True,
             )
@@ -76,6 +87,29 @@ class Process:
     def exit_code(self) -> int | None:
         """None while it runs; negative for a signal."""
         return self._popen.poll()
+
+    def ask(self, line: str, timeout_seconds: float) -> str:
+        """Write a line to one that `talks` and read the line that it answers; an empty `line` only
+        reads. Raises DrillError when it ends or does not answer in time."""
+        deadline = time.monotonic() + timeout_seconds
+        to, back = self._popen.stdin, self._popen.stdout
+        if to is None or back is None:
+            raise DrillError(f"{self.name} does not talk")
+        answer = b""
+        try:
+            if line:
+                to.write(f"{line}\n".encode())
+                to.flush()
+            while not answer.endswith(b"\n"):
+                left = deadline - time.monotonic()
+                if left <= 0 or not select.select([back], [], [], left)[0]:
+                    raise DrillError(f"{self.name} did not answer {line!r}\n{self.log_tail()}")
+                if not (part := os.read(back.fileno(), 65536)):
+                    raise DrillError(f"{self.name} ended\n{self.log_tail()}")
+                answer += part
+        except OSError as error:
+            raise DrillError(f"{self.name} is gone: {error}\n{self.log_tail()}") from error
+        return answer.decode()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if it still runs."""
@@ -95,6 +129,10 @@ class Process:
         """SIGKILL it and take its exit code."""
         self.signal(signal.SIGKILL)
         self._popen.wait()
+        for pipe in (self._popen.stdin, self._popen.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
     def check_alive(self) -> None:
         """Raise DrillError with the end of its log if it has ended."""
@@ -128,7 +166,7 @@ class Site:
         self.daemon: Process | None = None
         self.clients: list[Process] = []
         self._keep = keep
-        self._port = _free_port()
+        self._port = free_port()
         for path in (self.runtime, self.repository, self.shared):
             path.mkdir(parents=True, mode=0o700)
 
@@ -136,15 +174,17 @@ class Site:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        running = [*self.clients, self.daemon, self.store]
-        for process in running:
-            if process is not None:
-                process.kill()
+        for process in self.processes():
+            process.kill()
         shutil.rmtree(self.runtime, ignore_errors=True)
         for path in SHARED_MEMORY.glob(f"{self.segment.name}*"):
             path.unlink(missing_ok=True)
         if not self._keep:
             shutil.rmtree(self.directory, ignore_errors=True)
+
+    def processes(self) -> list[Process]:
+        """Everything that was started, in the order in which it may be killed."""
+        return [p for p in (*self.clients, self.daemon, self.store) if p is not None]
 
     @property
     def socket(self) -> Path:
@@ -226,10 +266,15 @@ class Site:
         finally:
             connection.close()
 
+    def rejected_by_store(self) -> int:
+        """Blocks that the store itself found damaged. Raises StoreUnavailableError or
+        ProtocolError."""
+        return self.store_stats().corrupt
+
     def check_alive(self) -> None:
         """Raise DrillError if a process that should run has ended."""
-        for process in (self.store, self.daemon, *self.clients):
-            if process is not None and not (process in self.clients and process.exit_code == 0):
+        for process in self.processes():
+            if not (process in self.clients and process.exit_code == 0):
                 process.check_alive()
 
     def environment(self) -> dict[str, str]:
@@ -250,12 +295,12 @@ class Site:
         }
 
     def _logs(self) -> str:
-        running = [process for process in (self.store, self.daemon) if process is not None]
-        return "\n".join(process.log_tail() for process in running)
+        servers = [process for process in self.processes() if process not in self.clients]
+        return "\n".join(process.log_tail() for process in servers)
 
 
-def _free_port() -> int:
-    """A loopback port that is free now; the daemon takes it a moment later."""
+def free_port() -> int:
+    """A loopback port that is free now; a process takes it a moment later."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -15,12 +15,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from snapd.drill.audit import Auditor, rejected_blocks
+from snapd.drill.audit import Audit, Auditor, AuditVerdict, audit_batch, rejected_blocks
 from snapd.drill.clock import TraceClock
 from snapd.drill.content import I64, U32, block_keys
 from snapd.drill.inject import Damage
 from snapd.drill.ledger import Ledger
-from snapd.drill.load import LoadSpec, SharedState
+from snapd.drill.load import BlockClient, LoadSpec, SharedState
 from snapd.drill.look import (
     BlockNames,
     evicted_keys,
@@ -41,13 +41,14 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Kill:
+class Kill:
     """What was known at the kill, and what came of the restart."""
 
     timeline: Timeline
     surviving: U32
     undurable: float
     snapshot_age_seconds: float | None
+    nvme_bytes_read: int | None = None
 
 
 class Scenario:
@@ -59,9 +60,9 @@ class Scenario:
         self._site = site
         self._progress = progress
         self._random = random.Random(f"{name}/{plan.seed}")
-        self._state = _create_shared(plan, site.shared)
+        self._state = create_shared(plan, site.shared)
         self._names = BlockNames(*block_keys(plan.seed, plan.trace.block_count))
-        self._damage = Damage(site.segment, site.repository, self._names, self._random)
+        self._damage = self._make_damage()
 
     def run(self) -> Run:
         """Replay, with the restart in its middle, and measure.
@@ -70,9 +71,10 @@ class Scenario:
         """
         plan, state = self._plan, self._state
         self._start()
+        auditor = self._auditor()
         state.clock.set_speed(plan.speed)
         self._progress("replaying up to the kill")
-        auditor = Auditor(self._spec(), state, self._site, self._names)
+        self._before_kill(auditor)
         middle = float(plan.trace.times[plan.kill_request])
         self._wait(lambda: state.clock.now() >= middle, "the kill")
         self._catch_up()
@@ -95,30 +97,47 @@ class Scenario:
             prompt_tokens=plan.trace.prompt_tokens,
             trace_times=plan.trace.times,
             timeline=kill.timeline,
-            survival=Survival(
-                undurable_at_kill=kill.undurable,
-                snapshot_age_seconds=kill.snapshot_age_seconds,
-                restored_blocks=int(np.count_nonzero(restored)),
-                rejected_blocks=rejected_blocks(self._site),
-                lost_committed_blocks=verdict.lost_blocks,
-                audit_wrong_bytes=verdict.wrong_bytes,
-            ),
+            survival=self._survival(kill, int(np.count_nonzero(restored)), verdict),
             window_requests=plan.window_requests,
         )
 
+    def _survival(self, kill: Kill, restored_blocks: int, verdict: AuditVerdict) -> Survival:
+        return Survival(
+            undurable_at_kill=kill.undurable,
+            snapshot_age_seconds=kill.snapshot_age_seconds,
+            restored_blocks=restored_blocks,
+            rejected_blocks=rejected_blocks(self._site),
+            lost_committed_blocks=verdict.lost_blocks,
+            audit_wrong_bytes=verdict.wrong_bytes,
+            nvme_bytes_read=kill.nvme_bytes_read,
+        )
+
+    def _make_damage(self) -> Damage:
+        site = self._site
+        return Damage(site.segment, site.repository, self._names, self._random)
+
+    def _auditor(self) -> Audit:
+        size = self._plan.block_bytes
+        client = BlockClient(self._spec(), len(self._names), audit_batch(size))
+        return Auditor(client, self._state, self._site.event_log, self._names)
+
     def _start(self) -> None:
         self._progress("starting")
+        site = self._site
+        self._start_servers()
+        spec = site.shared / "spec.json"
+        spec.write_bytes(msgspec.json.encode(self._spec()))
+        for number in range(self._plan.clients):
+            site.start_client(number, spec)
+        self._wait(lambda: self._state.tickets.arrived == self._plan.clients, "the clients")
+
+    def _start_servers(self) -> None:
         site = self._site
         site.start_store()
         site.wait_store(START_SECONDS)
         if self._name != "cold":
             site.start_daemon()
             site.wait_ready(START_SECONDS)
-        spec = site.shared / "spec.json"
-        spec.write_bytes(msgspec.json.encode(self._spec()))
-        for number in range(self._plan.clients):
-            site.start_client(number, spec)
-        self._wait(lambda: self._state.tickets.arrived == self._plan.clients, "the clients")
 
     def _spec(self) -> LoadSpec:
         plan = self._plan
@@ -149,13 +168,16 @@ class Scenario:
             clock.set_speed(self._plan.speed)
             time.sleep(self._random.random() * CATCH_UP_SECONDS)
 
-    def _no_kill(self) -> _Kill:
+    def _no_kill(self) -> Kill:
         now = time.monotonic()
         timeline = Timeline(now, now, now, now, restarts=False)
         none = np.zeros(self._plan.trace.block_count, np.uint32)
-        return _Kill(timeline, none, 0.0, self._snapshot_age())
+        return Kill(timeline, none, 0.0, self._snapshot_age())
 
-    def _kill(self, auditor: Auditor) -> _Kill:
+    def _before_kill(self, auditor: Audit) -> None:
+        """What must be done some time before the kill."""
+
+    def _kill(self, auditor: Audit) -> Kill:
         """Kill what the scenario kills, look at what survived, and start it again."""
         site, state = self._site, self._state
         auditor.remove_some(self._never_read_again(), self._random)
@@ -187,7 +209,7 @@ class Scenario:
         if self._name in {"nvme", "sigterm"}:
             ready_at = site.wait_ready(START_SECONDS)
         timeline = Timeline(killed_at, stopped_at, restarted_at, ready_at)
-        return _Kill(timeline, surviving, undurable, age)
+        return Kill(timeline, surviving, undurable, age)
 
     def _never_read_again(self) -> I64:
         """Blocks that are there and that no later request looks for: the hit rate stays as it is
@@ -215,9 +237,9 @@ class Scenario:
 
     def _stop_processes(self) -> None:
         site = self._site
-        stopped = [_running(site.store, "store")]
+        stopped = [running(site.store, "store")]
         if self._name in {"nvme", "sigterm"}:
-            stopped.append(_running(site.daemon, "daemon"))
+            stopped.append(running(site.daemon, "daemon"))
         polite = self._name == "sigterm"
         # The daemon first, without waiting: a pod's containers get SIGTERM at the same moment.
         for process in reversed(stopped):
@@ -294,7 +316,8 @@ def run_scenario(name: str, plan: DrillPlan, place: Path, progress: Progress, *,
         return Scenario(name, plan, site, progress).run()
 
 
-def _create_shared(plan: DrillPlan, directory: Path) -> SharedState:
+def create_shared(plan: DrillPlan, directory: Path) -> SharedState:
+    """Make the files that all processes of the load share."""
     lock = FileLock(directory / "lock")
     plan.trace.save(directory / "trace.npz")
     TraceClock.create(directory / "clock", lock)
@@ -305,7 +328,8 @@ def _create_shared(plan: DrillPlan, directory: Path) -> SharedState:
     return SharedState(directory)
 
 
-def _running(process: Process | None, name: str) -> Process:
+def running(process: Process | None, name: str) -> Process:
+    """The process. Raises DrillError when it does not run."""
     if process is None:
         raise DrillError(f"the {name} does not run")
     process.check_alive()

@@ -31,6 +31,10 @@ back right after it."""
 
 Records = npt.NDArray[np.void]
 
+SURVIVING_FILE = "surviving.npy"
+RESTORED_FILE = "restored.npy"
+"""Columns that go to and from an auditor in a process of its own."""
+
 
 class FileLock:
     """An exclusive lock between processes; the kernel releases it when its holder dies."""
