@@ -6,7 +6,7 @@ import numpy as np
 
 from snapd.blocks import BlockTable, KeyColumn
 from snapd.blocks.index import HashIndex
-from snapd.blocks.keys import I64, U64
+from snapd.blocks.keys import I64, U64, Bools
 
 _NOWHERE = -1
 
@@ -40,6 +40,11 @@ class FrozenBlocks:
         )
         at[known[~(same & (self.file[rows] != _NOWHERE))]] = -1
         return at
+
+    def knows(self, keys: KeyColumn, hashes: U64) -> Bools:
+        """Which of these keys are in it, with a place or without, bool [n]."""
+        known: Bools = self._find(keys, hashes) >= 0
+        return known
 
     def used(self, keys: KeyColumn, hashes: U64) -> None:
         """These keys are back in memory: their old places are not needed, and may be punched."""

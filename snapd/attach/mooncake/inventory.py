@@ -63,6 +63,9 @@ class ColdPolicy(Enum):
 
     LOST = "lost"
     """A change of incarnation lost it: it is put back."""
+    KNOWN = "known"
+    """It is put back if it waited for that in the session before, or was lost since: everything
+    else left within that session."""
     GONE = "gone"
     """It left within the life that goes on, evicted as far as can be told: it is let go."""
     REMOVED = "removed"
@@ -78,7 +81,17 @@ class Kept:
     places: Places
     checksum: U64
     hashed_at: U64
-    """The look that hashed each last."""
+    """The look that hashed each last; 0 where its bytes are in doubt."""
+
+    def take(self, rows: I64) -> Kept:
+        """These rows, in that order."""
+        return Kept(
+            self.slots[rows],
+            self.sequence[rows],
+            self.places.take(rows),
+            self.checksum[rows],
+            self.hashed_at[rows],
+        )
 
 
 class Inventory:
@@ -104,6 +117,10 @@ class Inventory:
         self._keys = KeyHeap(capacity)
         self._index = HashIndex.allocate(capacity)
         self._frozen: list[FrozenBlocks] = []
+        self._lost: list[FrozenBlocks] = []
+        """What was lost since the session began."""
+        self._waiting: list[FrozenBlocks] = []
+        """What this session may put back, where the policy is KNOWN."""
         self._next_sequence = 1
         self._stamp = 0
         self._unused = 0
@@ -141,7 +158,12 @@ class Inventory:
         """
         with self.lock:
             self.boot_id, self.cold_policy = boot_id, policy
-            self._release(np.flatnonzero(self._cold[: self._unused]))
+            cold = np.flatnonzero(self._cold[: self._unused])
+            waiting = FrozenBlocks(self.describe(cold), self._file[cold])
+            # What was lost since the session before stands in front of what waited in it.
+            self._waiting = [*self._lost, waiting] if policy is ColdPolicy.KNOWN else []
+            self._lost = []
+            self._release(cold)
             self.epoch = self.changes.renumber()
             self._epoch[: self._unused] = self.epoch
             return self.epoch
@@ -216,10 +238,9 @@ class Inventory:
         slots, sequences = np.zeros(rows, np.uint32), np.zeros(rows, np.uint64)
         with self.lock:
             new = np.flatnonzero(self._find(table.keys, table.key_hash) < 0)
-            if self.cold_policy is not ColdPolicy.LOST:
-                if self.cold_policy is ColdPolicy.REMOVED:
-                    self._tell_removed(table.keys.take(new))
-                return Registered(codes, slots, sequences)
+            if self.cold_policy is ColdPolicy.REMOVED:
+                self._tell_removed(table.keys.take(new))
+            new = new[self._may_come_back(table.take(new))]
             codes[new] = ReturnCode.NO_AVAILABLE_HANDLE
             given = self._claim(len(new))
             new = new[: len(given)]
@@ -235,20 +256,23 @@ class Inventory:
             slots[new], sequences[new] = given.astype(np.uint32), self._sequence[given]
             return Registered(codes, slots, sequences)
 
-    def drop_cold(self, slots: U32, sequences: U64) -> None:
-        """Forget cold blocks; pairs that are no longer true are passed over."""
+    def drop_cold(self, slots: U32 | I64, sequences: U64, *, removed: bool = False) -> int:
+        """Forget cold blocks; pairs that are no longer true are passed over. With `removed`
+        somebody may have removed them, which is told. How many were still cold."""
         with self.lock:
             rows = slots.astype(np.int64)
-            self._release(np.unique(rows[self._is(rows, sequences, cold=True)]))
+            rows = np.unique(rows[self._is(rows, sequences, cold=True)])
+            if removed:
+                self._tell_removed(self._keys.take(rows))
+            self._release(rows)
+            return len(rows)
 
     def drop_all_cold(self) -> int:
         """Forget every cold block because somebody may have removed it, and tell that, so that it
         stays removed; how many."""
         with self.lock:
             rows = np.flatnonzero(self._cold[: self._unused])
-            self._tell_removed(self._keys.take(rows))
-            self._release(rows)
-            return len(rows)
+            return self.drop_cold(rows, self._sequence[rows], removed=True)
 
     def take_cold(self, slots: U32, sequences: U64) -> tuple[Bools, U64]:
         """Which of these are still cold and of that version, bool [n], and the sequences that they
@@ -301,6 +325,7 @@ class Inventory:
             if len(rows):
                 frozen = FrozenBlocks(self.describe(rows), self._file[rows])
                 self._frozen.insert(0, frozen)
+                self._lost.append(frozen)
                 self._release(rows)
             return rows
 
@@ -351,6 +376,18 @@ class Inventory:
                 self._checksum[slots],
                 self._hashed_at[slots],
             )
+
+    def is_new(self, slots: I64) -> Bools:
+        """Of what `look_up` found: which keys are not resident, bool [n]."""
+        with self.lock:
+            return (slots < 0) | self._cold[slots]
+
+    def held_in(self, files: I64) -> tuple[I64, U64]:
+        """Slots and sequences of the cold blocks that `held` gives a place in these files."""
+        with self.lock:
+            cold = np.flatnonzero(self._cold[: self._unused])
+            cold = cold[np.isin(self._file[cold], files)]
+            return cold, self._sequence[cold]
 
     def keys_of(self, slots: I64) -> KeyColumn:
         """Keys of these slots; empty ones where a slot is free."""
@@ -466,6 +503,14 @@ class Inventory:
             (self._sequence[rows] == sequences) & (sequences != 0) & (self._cold[rows] == cold)
         )
         return same
+
+    def _may_come_back(self, table: BlockTable) -> Bools:
+        """Which of these blocks, on disk and not listed, the policy lets be put back."""
+        may: Bools = np.full(len(table), self.cold_policy is ColdPolicy.LOST)
+        if self.cold_policy is ColdPolicy.KNOWN:
+            for waiting in self._waiting:
+                may |= waiting.knows(table.keys, table.key_hash)
+        return may
 
     def _sequences(self, count: int) -> U64:
         first = self._next_sequence

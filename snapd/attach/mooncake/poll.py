@@ -1,0 +1,314 @@
+"""`Poll`: looks at the master and brings the inventory up to date.
+
+What the master says of a place is only worth something together with the set of segments: it names
+them by endpoint and address, and a segment mounted later may have both from one before. So every
+look begins and ends with the segments of this session being listed as they were, in the same life
+of the master, and a block is taken in only if it was at one place before and after it was hashed.
+An error in the middle leaves the inventory true, and the next look begins where this one did.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from snapd.attach.mooncake.counters import Counters
+from snapd.attach.mooncake.inventory import NOWHERE, Inventory, Kept, Places
+from snapd.attach.mooncake.layout import Layout
+from snapd.attach.mooncake.life import Activity, same_life
+from snapd.attach.mooncake.master import MasterAdmin, MasterSegment
+from snapd.attach.mooncake.memory import Memory
+from snapd.blocks import KeyColumn
+from snapd.blocks.keys import I64, U64, Bools
+from snapd.errors import StoreUnavailableError
+from snapd.plans import windows
+from snapd.plans.listing import ForeignKeys, diff_listing, oldest_first
+
+_PIECE_BYTES = 256 * 2**20
+_PIECE_BLOCKS = 8192
+"""Blocks hashed between two looks at their places: short, so that little moves meanwhile."""
+
+_AGAIN_BYTES = 256 * 2**20
+"""Bytes hashed again at a look after which blocks may have been evicted and put again."""
+
+_CALM_LOOKS_MAX = 3
+_CALM_SECONDS = 0.005
+
+_FOREIGN_ROWS_MIN = 2048
+_FOREIGN_PARTS = 8
+"""One part in so many of other hosts' keys is located again at each look."""
+
+
+@dataclass
+class Look:
+    """What one look saw and did."""
+
+    number: int = 0
+    seconds: float = 0.0
+    listed: int = 0
+    """Keys of the whole master; 0 where nothing had changed and none were asked for."""
+    unlistable: int = 0
+    """Keys that cannot be asked about."""
+    foreign: int = 0
+    """Keys that are in no segment of ours."""
+    new: int = 0
+    rewritten: int = 0
+    vanished: int = 0
+    hashed_bytes: int = 0
+    moved: int = 0
+    """Blocks that moved while they were hashed: left for the next look."""
+    in_doubt: int = 0
+    """Cold blocks dropped, because somebody may have removed them."""
+    without_slot: int = 0
+    is_ambiguous: bool = False
+    """Whether nothing was done, because a dead segment has the addresses of a live one."""
+
+
+@dataclass
+class Poll:
+    """Looks of one daemon, session after session; for one thread at a time."""
+
+    admin: MasterAdmin
+    inventory: Inventory
+    memory: Memory
+    fingerprint: Callable[[], int]
+    """Of what is read now."""
+    baseline: Counters | None = None
+    """The counters that the inventory accounts for; None before the first look in a life. They are
+    those of two looks ago: a request is counted before it takes effect, so one that was counted at
+    the last look may have come behind the listing of that look."""
+    _recent: Counters | None = None
+    """The counters of the last look, from before its listing."""
+    _number: int = 0
+    _foreign: ForeignKeys = field(default_factory=ForeignKeys)
+    _dead_listed: frozenset[int] = frozenset()
+    """Files of dead segments that the master listed at the last look."""
+    _remove_alls: int = 0
+    """Remove-alls that the inventory accounts for."""
+    _looked_in: Layout | None = None
+    """The session whose keys were listed at least once."""
+
+    def begin_life(self, counters: Counters, *, known: bool) -> None:
+        """A life of the master: nothing that was said in another one means anything. `known` says
+        that the inventory, empty as it is, is to account for what happened since these counters;
+        else they are where it begins."""
+        self.baseline = self._recent = counters if known else None
+        self._remove_alls = counters.remove_alls
+        self._foreign.clear()
+        self._dead_listed = frozenset()
+
+    def look(self, layout: Layout, dead: Mapping[str, int]) -> Look:
+        """Look once. `dead` are the ids of segments that died in this life of the master, with the
+        numbers of their files.
+
+        Raises StoreUnavailableError when the session is over: a segment of ours is not listed any
+        more, or the master began a new life, or does not answer; ProtocolError as `MasterAdmin`.
+        """
+        started = time.monotonic()
+        self._number += 1
+        look = Look(self._number)
+        before = self._calm_counters(self.baseline)
+        listed = self._segments(layout)
+        if layout.is_ambiguous(listed):
+            look.is_ambiguous = True
+            return look
+        dead_before = _files_of(dead, listed)
+        if self._looked_in is layout and self._is_quiet(before, dead_before):
+            self._advance(before, dead_before)
+            return look
+        mark = self.inventory.mark()
+        keys = self.admin.keys()
+        hashes = keys.hashes()
+        # What these count happened before or after the listing; what is missing in it for a reason
+        # that they do not count is impossible.
+        after = self._calm_counters(before)
+        dead_after = _files_of(dead, self._segments(layout))
+        activity = Activity(self.baseline or before, after)
+        look.listed, look.unlistable = len(keys), keys.unlistable
+        if after.remove_alls > self._remove_alls:
+            look.in_doubt += self.inventory.remove_all()
+            self._remove_alls = after.remove_alls
+        slots = self.inventory.look_up(keys, hashes)
+        kept = self.inventory.resident(mark)
+        diff = diff_listing(slots, kept.slots)
+        look.vanished = self.inventory.vanished(
+            kept.slots[diff.vanished],
+            kept.sequence[diff.vanished],
+            removed=activity.may_have_removed,
+        )
+        self._doubt_cold(look, activity, slots, dead_before & dead_after)
+        known = kept.take(diff.kept)
+        self._look_again(look, layout, known, keys.take(diff.kept_rows), activity)
+        self._take_in(look, layout, keys, hashes, slots)
+        self._looked_in = layout
+        self._advance(before, dead_after)
+        look.foreign = len(self._foreign)
+        look.seconds = time.monotonic() - started
+        return look
+
+    def _is_quiet(self, now: Counters, dead_listed: frozenset[int]) -> bool:
+        """Whether nothing changed since before the last listing, so that none is needed."""
+        quiet = self.baseline is not None and Activity(self.baseline, now).is_quiet
+        return quiet and dead_listed == self._dead_listed
+
+    def _advance(self, before: Counters, dead_listed: frozenset[int]) -> None:
+        self.baseline, self._recent = self._recent or before, before
+        self._dead_listed = dead_listed
+
+    # --- cold blocks ------------------------------------------------------------------------------
+
+    def _doubt_cold(
+        self, look: Look, activity: Activity, slots: I64, still_listed: frozenset[int]
+    ) -> None:
+        """Somebody may have removed what waits to be put back.
+
+        While a dead segment is listed its keys are too, so one that is not was removed or evicted.
+        Between that and the segment's end a removal cannot be told from the end: then all that
+        was in it is dropped. A removal that failed, or went by a pattern, may have been of any key
+        that waits.
+        """
+        cold, sequences = self.inventory.held_in(np.array(sorted(still_listed), np.int64))
+        listed = np.isin(cold, slots)
+        look.in_doubt += self.inventory.drop_cold(
+            cold[~listed], sequences[~listed], removed=activity.may_have_removed
+        )
+        ended = self._dead_listed - still_listed
+        if activity.may_have_removed and ended:
+            cold, sequences = self.inventory.held_in(np.array(sorted(ended), np.int64))
+            look.in_doubt += self.inventory.drop_cold(cold, sequences, removed=True)
+        if activity.may_have_removed_unseen:
+            look.in_doubt += self.inventory.drop_all_cold()
+
+    # --- blocks that were known -------------------------------------------------------------------
+
+    def _look_again(
+        self, look: Look, layout: Layout, kept: Kept, keys: KeyColumn, activity: Activity
+    ) -> None:
+        """Blocks that are listed as before: find those that are at another place, or may have other
+        bytes at the same, and hash them again."""
+        slots, sequence, places, hashed_at = kept.slots, kept.sequence, kept.places, kept.hashed_at
+        again = hashed_at == 0
+        again |= activity.may_have_rewritten or activity.may_have_removed
+        if activity.may_have_moved:
+            now = layout.places(self.admin.locate(keys, layout.segments))
+            moved = ~_same(places, now)
+            away = moved & (now.file == NOWHERE)
+            look.vanished += self.inventory.vanished(slots[away], sequence[away], removed=False)
+            again = (again | moved) & ~away
+            if activity.evicted:
+                share = oldest_first(hashed_at, places.size, bytes_max=_AGAIN_BYTES)
+                again[share] |= ~away[share]
+            places = now
+        rows = np.flatnonzero(again)
+        for piece in _pieces(rows, places.size[rows]):
+            part = places.take(piece)
+            good, checksums = self._hash(look, layout, keys.take(piece), part)
+            look.rewritten += self.inventory.renew(
+                slots[piece[good]],
+                sequence[piece[good]],
+                part.take(good),
+                checksums[good],
+                look=look.number,
+            )
+
+    # --- blocks that are new ----------------------------------------------------------------------
+
+    def _take_in(
+        self, look: Look, layout: Layout, keys: KeyColumn, hashes: U64, slots: I64
+    ) -> None:
+        """Find the keys that are not resident in segments of ours, hash them, and take them in."""
+        rows = np.flatnonzero(self.inventory.is_new(slots))
+        located = self._foreign.to_locate(
+            hashes[rows], rows_min=_FOREIGN_ROWS_MIN, parts=_FOREIGN_PARTS
+        )
+        located |= slots[rows] >= 0  # a cold block that somebody has put
+        asked = rows[located]
+        locations = self.admin.locate(keys.take(asked), layout.segments)
+        places = layout.places(locations)
+        foreign = np.zeros(len(rows), np.bool_)
+        foreign[located] = locations.found & (places.file == NOWHERE)
+        self._foreign.update(hashes[rows], located, foreign, look.number)
+        ours = np.flatnonzero(places.file != NOWHERE)
+        for piece in _pieces(ours, places.size[ours]):
+            part, names = places.take(piece), keys.take(asked[piece])
+            good, checksums = self._hash(look, layout, names, part)
+            kept = np.flatnonzero(good)
+            look.without_slot += self.inventory.insert(
+                names.take(kept),
+                hashes[asked[piece[kept]]],
+                part.take(kept),
+                checksums[kept],
+                look=look.number,
+                fingerprint=self.fingerprint(),
+            )
+            look.new += len(kept)
+
+    # --- the hash between two looks ---------------------------------------------------------------
+
+    def _hash(
+        self, look: Look, layout: Layout, keys: KeyColumn, places: Places
+    ) -> tuple[Bools, U64]:
+        """Hash blocks in place; which of them were there before and after it, bool [n], and the
+        checksums, uint64 [n].
+
+        Between the two looks a key could leave and come back to the same place, with another key's
+        bytes there meanwhile. Where the counters say that anything could leave, it is all done
+        again: it would have to happen twice, and leave the same bytes each time.
+        """
+        before = self._counters(self.baseline)
+        checksums, good = self.memory.hashes(places)
+        look.hashed_bytes += int(places.size.sum())
+        good &= self._is_still(layout, keys, places)
+        after = self._counters(before)
+        if Activity(before, after).may_have_moved:
+            again, there = self.memory.hashes(places)
+            good &= there & (again == checksums) & self._is_still(layout, keys, places)
+            self._counters(after)
+        self._segments(layout)
+        look.moved += len(good) - int(good.sum())
+        return good, checksums
+
+    def _is_still(self, layout: Layout, keys: KeyColumn, places: Places) -> Bools:
+        return _same(places, layout.places(self.admin.locate(keys, layout.segments)))
+
+    def _counters(self, before: Counters | None) -> Counters:
+        """Raises StoreUnavailableError in a new life of the master."""
+        now = self.admin.counters()
+        if before is not None and not same_life(before, now):
+            raise StoreUnavailableError("Mooncake's master was started again: its keys are gone")
+        return now
+
+    def _calm_counters(self, before: Counters | None) -> Counters:
+        """Counters without the flicker of puts that are just beginning: for a moment these look
+        like rewrites, of which an old value would mean that every block is hashed again."""
+        now = self._counters(before)
+        for _ in range(_CALM_LOOKS_MAX):
+            if self.baseline is None or now.rewrites <= self.baseline.rewrites:
+                break
+            time.sleep(_CALM_SECONDS)
+            again = self._counters(now)
+            now = again if again.rewrites < now.rewrites else now
+        return now
+
+    def _segments(self, layout: Layout) -> list[MasterSegment]:
+        """Raises StoreUnavailableError when one of ours is not listed as it was."""
+        listed = self.admin.segments()
+        layout.check(listed)
+        return listed
+
+
+def _files_of(dead: Mapping[str, int], listed: Sequence[MasterSegment]) -> frozenset[int]:
+    return frozenset(dead[one.segment_id] for one in listed if one.segment_id in dead)
+
+
+def _same(left: Places, right: Places) -> Bools:
+    same: Bools = left.file == right.file
+    same &= (left.offset == right.offset) & (left.size == right.size) & (left.file != NOWHERE)
+    return same
+
+
+def _pieces(rows: I64, sizes: U64) -> Sequence[I64]:
+    return list(windows(rows, sizes, bytes_max=_PIECE_BYTES, blocks_max=_PIECE_BLOCKS))
