@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from snapd.errors import ProtocolError, StoreUnavailableError
+from snapd.errors import ProtocolError, SettingError, StoreUnavailableError
 
 _PIECE_BYTES = 1 << 20
-_EXCERPT_BYTES = 120
+_EXCERPT_CHARACTERS = 160
 _STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 """How a connection ends that the peer gave up while nobody used it."""
 
@@ -30,8 +30,14 @@ class Answer:
     body: bytearray
 
     def excerpt(self) -> str:
-        """Its beginning, for a message: printable, on one line."""
-        return repr(bytes(self.body[:_EXCERPT_BYTES]).decode("utf-8", "replace"))
+        """Its beginning, for a message."""
+        return one_line(bytes(self.body[: 4 * _EXCERPT_CHARACTERS]).decode("utf-8", "replace"))
+
+
+def one_line(text: str) -> str:
+    """What a peer said, as part of a message: on one line, printable, and not long."""
+    line = " ".join(text[: 4 * _EXCERPT_CHARACTERS].split())[:_EXCERPT_CHARACTERS]
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line)
 
 
 class HttpPeer:
@@ -40,13 +46,13 @@ class HttpPeer:
     def __init__(self, name: str, url: str, way_out: str) -> None:
         """`name` says who it is ("Mooncake's master"), `way_out` what to do when it is away.
 
-        Raises ProtocolError if `url` is not http://host:port.
+        Raises SettingError if `url` is not http://host:port.
         """
         try:
             parts = urlsplit(url)
             self._host, self._port = parts.hostname or "", parts.port or 80
         except ValueError as error:
-            raise ProtocolError(f"{url!r} is not the URL of {name}: {error}") from error
+            raise SettingError(f"{url!r} is not the address of {name}: {error}") from error
         self.label = f"{name} at {url}"
         self._way_out = way_out
         self._connection: tuple[http.client.HTTPConnection, _DeadlineSocket] | None = None
@@ -88,7 +94,9 @@ class HttpPeer:
                 raise self._away(question, error.strerror or str(error)) from error
             except (http.client.HTTPException, _UnusableError, ValueError) as error:
                 self.close()
-                raise self.nonsense(question, str(error) or type(error).__name__) from error
+                raise self.nonsense(
+                    question, one_line(str(error)) or type(error).__name__
+                ) from error
 
     def nonsense(self, question: str, what: str) -> ProtocolError:
         """The error that says that this peer answered `question` with something unusable."""
@@ -123,7 +131,12 @@ class HttpPeer:
         headers = {} if body is None else {"Content-Type": "application/json"}
         connection.request(method, target, body, headers)
         response = connection.getresponse()
-        answer = Answer(response.status, _read_whole(response, body_bytes_max))
+        try:
+            answer = Answer(response.status, _read_whole(response, body_bytes_max))
+        except BaseException:
+            # A response that was not read to its end keeps the connection open by itself.
+            response.close()
+            raise
         if response.will_close or method != "GET":
             self.close()
         return answer
@@ -175,15 +188,14 @@ def _connect(
 
 def _read_whole(response: http.client.HTTPResponse, body_bytes_max: int) -> bytearray:
     """The body, read piece by piece into one buffer that grows with what really comes."""
-    if response.length is None and not response.chunked:
-        raise _UnusableError("a body of unknown length, which may have been cut short")
-    if response.length is not None and response.length > body_bytes_max:
+    if response.length is None:
+        # Mooncake's servers always say it; without it, an end is no proof of wholeness.
+        raise _UnusableError("a body whose length is not said")
+    if response.length > body_bytes_max:
         raise _UnusableError(f"{response.length} bytes, where {body_bytes_max} are the limit")
     body = bytearray()
     while piece := response.read(_PIECE_BYTES):
         body += piece
-        if len(body) > body_bytes_max:
-            raise _UnusableError(f"over {body_bytes_max} bytes")
     if response.length:
         raise _UnusableError(f"cut short, {response.length} bytes are missing")
     return body

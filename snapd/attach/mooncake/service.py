@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-from snapd.attach.mooncake.http import Answer, HttpPeer
+from snapd.attach.mooncake.http import Answer, HttpPeer, one_line
 from snapd.errors import SegmentError, StoreUnavailableError
 
 _BODY_BYTES_MAX = 1 << 20
@@ -33,7 +33,6 @@ class _MountAnswer(msgspec.Struct):
 
 class _ErrorAnswer(msgspec.Struct):
     error: str
-    failed_segment_ids: list[str] = []
 
 
 class StoreService:
@@ -76,8 +75,8 @@ class StoreService:
         if answer.status != 200:
             raise SegmentError(
                 f"{self._peer.label} refused to mount /dev/shm/{name} of {size_bytes} bytes "
-                f"(HTTP {answer.status}, {self._reason(answer)}): check its log, that it sees the "
-                f"same /dev/shm, and that it may open files of this user"
+                f"(HTTP {answer.status}, {self._reason(answer)}): check that it sees the same /dev/shm "
+                f"and may open files of this user; its log says more"
             )
         return Mounted(self._decode(answer, _MountAnswer, question).segment_ids)
 
@@ -92,7 +91,7 @@ class StoreService:
         if answer.status != 200:
             raise SegmentError(
                 f"{self._peer.label} refused to unmount {', '.join(segment_ids)} "
-                f"(HTTP {answer.status}, {self._reason(answer)}): check its log"
+                f"(HTTP {answer.status}, {self._reason(answer)}); its log says more"
             )
 
     def close(self) -> None:
@@ -118,6 +117,6 @@ class StoreService:
     @staticmethod
     def _reason(answer: Answer) -> str:
         try:
-            return msgspec.json.decode(answer.body, type=_ErrorAnswer).error
+            return one_line(msgspec.json.decode(answer.body, type=_ErrorAnswer).error)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return answer.excerpt()
