@@ -88,6 +88,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "store service does not; empty is the daemon's own."
         ),
     ] = ""
+    sglang_url: Annotated[
+        Annotated[str, Meta(pattern=r"^(http://[^/\s]+/?)?$")],
+        setting(
+            "URL of SGLang's frontend. With Mooncake the label of blocks is learned from it where "
+            "fingerprint is empty; without either they have none."
+        ),
+    ] = ""
     grace_sec: Annotated[
         Seconds, setting("Seconds that the flush on SIGTERM may take; keep it under the pod's.")
     ] = 25.0
@@ -109,7 +116,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Annotated[int, Meta(ge=1, le=10_000)], setting("Snapshot generations to keep.")
     ] = 3
     fingerprint: Annotated[
-        str, setting("Label of the blocks that unlabelled clients put (model, dtype, layout).")
+        Annotated[str, Meta(max_length=1024)],
+        setting(
+            "Label of the blocks that unlabelled clients put (model, dtype, layout). With Mooncake "
+            "only blocks of this label are put back."
+        ),
     ] = ""
     codec: Annotated[Literal["none", "zstd"], setting("How blocks are stored in packs.")] = "none"
     pack_bytes_max: Annotated[
