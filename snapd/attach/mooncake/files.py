@@ -89,8 +89,11 @@ class SegmentFile:
         self.record, self._sequence = record, sequence
 
     def punch(self, offset: int, length: int) -> None:
-        """Give back the memory of the whole pages inside these bytes of the data area; they read as
-        zeros from then on. Only for a file that no store has mounted any more.
+        """Give back the memory of the whole pages inside these bytes of the data area.
+
+        Only for a file that no store has mounted any more, and for bytes that nobody reads again:
+        tmpfs puts memory behind a hole that is read through a mapping, and a full one answers with
+        SIGBUS.
 
         Raises SegmentError, also when the bytes are not all in the data area.
         """

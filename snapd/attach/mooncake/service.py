@@ -75,8 +75,8 @@ class StoreService:
         if answer.status != 200:
             raise SegmentError(
                 f"{self._peer.label} refused to mount /dev/shm/{name} of {size_bytes} bytes "
-                f"(HTTP {answer.status}, {self._reason(answer)}): check that it sees the same /dev/shm "
-                f"and may open files of this user; its log says more"
+                f"(HTTP {answer.status}, {self._reason(answer)}): check that it has the same "
+                f"directory there and may open files of this user; its log says more"
             )
         return Mounted(self._decode(answer, _MountAnswer, question).segment_ids)
 
