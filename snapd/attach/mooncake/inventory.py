@@ -451,10 +451,18 @@ class Inventory:
             self._size[slots[at]] = places.size[at]
 
     def renew(
-        self, slots: I64, sequences: U64, places: Places, checksums: U64, *, look: int
+        self,
+        slots: I64,
+        sequences: U64,
+        places: Places,
+        checksums: U64,
+        *,
+        look: int,
+        fingerprint: int = 0,
     ) -> int:
         """Hashed again. Where bytes, size or checksum differ from before, the slot holds a new
-        version under a new sequence, and the end of the one before is told; how many."""
+        version, with this fingerprint, under a new sequence, and the end of the one before is told;
+        how many."""
         with self.lock:
             at = np.flatnonzero(self._is(slots, sequences, cold=False))
             rows = slots[at]
@@ -463,6 +471,7 @@ class Inventory:
             other = (self._checksum[rows] != checksums[at]) | (self._size[rows] != places.size[at])
             rows, at = rows[other], at[other]
             self._size[rows], self._checksum[rows] = places.size[at], checksums[at]
+            self._fingerprint[rows] = fingerprint
             fresh = self._sequences(len(rows))
             self._sequence[rows] = fresh
             self._heat[rows], self._since[rows] = PRESENCE, self._clock()
