@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,13 +22,17 @@ from rich.console import Console
 
 from snapd import __version__
 from snapd.drill.content import BLOCK_BYTES_MIN, WRITERS_MAX
-from snapd.drill.measure import Run, ScenarioResult, summarise
-from snapd.drill.plan import SCENARIOS, DrillPlan, make_plan
+from snapd.drill.measure import Run, summarise
+from snapd.drill.mooncake_scenarios import MOONCAKE_SCENARIOS
+from snapd.drill.mooncake_site import MooncakeSettings, find_wheel
+from snapd.drill.offload import OFFLOAD, OffloadResult
+from snapd.drill.plan import DrillPlan, make_plan
 from snapd.drill.report import Report, render_report
-from snapd.drill.scenarios import run_scenario
-from snapd.drill.screen import results_table
+from snapd.drill.scenarios import Progress
+from snapd.drill.screen import offload_table, results_table
+from snapd.drill.stores import BundledKind, MooncakeKind, StoreKind
 from snapd.drill.trace import MultiTurn, Trace, generate_trace, read_trace
-from snapd.drill.verdict import Finding, exit_code, judge
+from snapd.drill.verdict import Finding, exit_code, judge, judge_offload
 from snapd.errors import SettingError, SnapdError
 
 FLUSH_SECONDS = 0.25
@@ -36,6 +41,7 @@ DEADLINE_SECONDS = 2.0
 """As the store's own default for how long a get waits for a cold block."""
 LOAD_SECONDS = 12.0
 TRACE_LOAD_SECONDS = 24.0
+MOONCAKE_LOAD_SECONDS = 8.0
 BLOCK_BYTES_MAX = 4 << 20
 """Every client has a buffer for the longest prompt."""
 REPORT_FILE = "snapd-drill.html"
@@ -51,9 +57,10 @@ REPORT_FILE = "snapd-drill.html"
 @click.option(
     "--scenario",
     "scenarios",
-    type=click.Choice(list(SCENARIOS)),
+    type=click.Choice([*MOONCAKE_SCENARIOS, OFFLOAD]),
     multiple=True,
-    help="Run this scenario only; may be repeated. The baseline always runs, to compare with.",
+    help="Run this scenario only; may be repeated. The baseline always runs, to compare with. "
+    f"master, all and {OFFLOAD} are for Mooncake.",
 )
 @click.option("--seed", default=1, show_default=True, help="Seed of the (first) run.")
 @click.option(
@@ -64,7 +71,7 @@ REPORT_FILE = "snapd-drill.html"
     "--seconds",
     type=click.FloatRange(1, 3600),
     help=f"Replay within about this long [default: {LOAD_SECONDS:g}; trace: "
-    f"{TRACE_LOAD_SECONDS:g}].",
+    f"{TRACE_LOAD_SECONDS:g}; Mooncake: {MOONCAKE_LOAD_SECONDS:g}].",
 )
 @click.option(
     "--speedup",
@@ -85,10 +92,22 @@ REPORT_FILE = "snapd-drill.html"
 )
 @click.option(
     "--store",
-    type=click.Choice(["bundled"]),
+    type=click.Choice(["bundled", "mooncake"]),
     default="bundled",
     show_default=True,
     help="Which store to drill.",
+)
+@click.option(
+    "--mooncake-python",
+    type=click.Path(dir_okay=False, exists=True),
+    help="Python that has Mooncake's wheel and snapd [default: the one that runs this].",
+)
+@click.option(
+    "--mooncake-store",
+    type=click.Choice(["vanilla", "launcher"]),
+    default="vanilla",
+    show_default=True,
+    help="Mooncake's own store service, or `snapd mooncake-store`.",
 )
 @click.option(
     "--directory",
@@ -111,6 +130,7 @@ def drill(
     *,
     trace_file: Path | None,
     scenarios: tuple[str, ...],
+    store: str,
     seed: int,
     seeds: int,
     report_file: Path,
@@ -124,17 +144,22 @@ def drill(
     was wrong or a durable block was lost, with 1 if the hit rate did not come back.
     """
     _check_report_file(report_file)
-    names = ["baseline", *(name for name in SCENARIOS if name in (scenarios or SCENARIOS))]
-    names = list(dict.fromkeys(names))
-    plans = [_plan(trace_file, number, options) for number in range(seed, seed + seeds)]
+    kind = _store_kind(store, options)
+    names = _chosen(scenarios, kind)
+    plans = [_plan(trace_file, number, store, options) for number in range(seed, seed + seeds)]
     console = Console(stderr=True)
     # That the store goes away is what the drill is about; its client need not say so.
     logging.getLogger("snapd.client").setLevel(logging.ERROR)
     with _stop_on_signals():
-        runs, unfinished = _run_all(plans, names, console, directory, keep=options["keep"])
+        job = _Job(kind, directory, console, keep=options["keep"])
+        runs, unfinished = job.run_scenarios(plans, [name for name in names if name != OFFLOAD])
+        offload, missing = job.run_offload(plans[0]) if OFFLOAD in names else ([], [])
     baselines = {run.seed: run for run in runs if run.name == "baseline"}
     results = [summarise(run, baselines[run.seed]) for run in runs]
-    findings = unfinished + judge(results, injected=options["inject"])
+    findings = (
+        unfinished + missing + judge(results, injected=options["inject"], polled=kind.is_polled)
+    )
+    findings += judge_offload(offload, plans[0].seed)
     report = Report(
         plan=plans[0],
         workload=trace_file.name if trace_file else "Generated multi-turn conversations",
@@ -144,12 +169,17 @@ def drill(
         version=__version__,
         machine=f"{os.cpu_count()} CPUs, {platform.system()} {platform.release()}",
         made_at=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        scenarios=kind.scenarios,
+        facts=kind.facts,
+        offload=offload,
     )
     report_file.write_text(render_report(report))
     if options["as_json"]:
-        click.echo(json.dumps(_document(plans[0], results, findings), indent=2))
+        click.echo(json.dumps(_document(report, store), indent=2))
     else:
         Console().print(results_table(results))
+        if offload:
+            Console().print(offload_table(offload))
     for finding in findings:
         click.echo(f"finding: {finding}", err=True)
     click.echo(f"{report_file} shows the hit rate over time", err=True)
@@ -162,12 +192,32 @@ def _check_report_file(path: Path) -> None:
         raise SettingError(f"cannot write {path}: name another file with --report")
 
 
-def _plan(trace_file: Path | None, seed: int, options: dict[str, Any]) -> DrillPlan:
+def _store_kind(store: str, options: dict[str, Any]) -> StoreKind:
+    if store == "bundled":
+        return BundledKind()
+    python = find_wheel(options["mooncake_python"])
+    return MooncakeKind(MooncakeSettings(python, launcher=options["mooncake_store"] == "launcher"))
+
+
+def _chosen(scenarios: Sequence[str], kind: StoreKind) -> list[str]:
+    """What to run, in its order, the baseline first. Raises SettingError for what this store has
+    no scenario for."""
+    known = [*kind.scenarios, *([OFFLOAD] if kind.offload_cases else [])]
+    if unknown := set(scenarios) - set(known):
+        raise SettingError(
+            f"--scenario {', '.join(sorted(unknown))} is for Mooncake: add --store mooncake"
+        )
+    return [name for name in known if name in (scenarios or known) or name == "baseline"]
+
+
+def _plan(trace_file: Path | None, seed: int, store: str, options: dict[str, Any]) -> DrillPlan:
     trace: Trace
     if trace_file is None:
         trace, block_bytes, seconds = generate_trace(MultiTurn(), seed), 32 << 10, LOAD_SECONDS
     else:
         trace, block_bytes, seconds = read_trace(trace_file), 16 << 10, TRACE_LOAD_SECONDS
+    if store == "mooncake" and trace_file is None:
+        seconds = MOONCAKE_LOAD_SECONDS
     return make_plan(
         trace,
         seed=seed,
@@ -182,45 +232,67 @@ def _plan(trace_file: Path | None, seed: int, options: dict[str, Any]) -> DrillP
     )
 
 
-def _run_all(
-    plans: Sequence[DrillPlan],
-    names: Sequence[str],
-    console: Console,
-    directory: Path | None,
-    *,
-    keep: bool,
-) -> tuple[list[Run], list[Finding]]:
-    """Every scenario of every plan; one that fails is a finding and does not end the others.
+@dataclass
+class _Job:
+    """Runs everything, each in a place of its own, and says how far it is."""
 
-    Raises SnapdError when not even the first baseline runs.
-    """
-    runs: list[Run] = []
-    findings: list[Finding] = []
-    total = len(plans) * len(names)
-    with console.status("") as status:
+    kind: StoreKind
+    directory: Path | None
+    console: Console
+    keep: bool
+
+    def run_scenarios(
+        self, plans: Sequence[DrillPlan], names: Sequence[str]
+    ) -> tuple[list[Run], list[Finding]]:
+        """Every scenario of every plan; one that fails is a finding and does not end the others.
+
+        Raises SnapdError when not even the first baseline runs.
+        """
+        runs: list[Run] = []
+        findings: list[Finding] = []
+        total = len(plans) * len(names)
         for plan in plans:
             for name in names:
-                number = len(runs) + len(findings) + 1
-                label = f"[{number}/{total}] seed {plan.seed} {name}"
-                status.update(label)
+                label = f"[{len(runs) + len(findings) + 1}/{total}] seed {plan.seed} {name}"
+                with self._place(name, label) as (place, progress):
+                    try:
+                        runs.append(self.kind.run(name, plan, place, progress, keep=self.keep))
+                    except SnapdError as error:
+                        if not runs:
+                            raise
+                        findings.append(Finding(name, plan.seed, f"failed: {error}", 1))
+                        if name == "baseline":
+                            break
+                self._say(f"{label}: {self.kind.scenarios[name]}")
+        return runs, findings
 
-                def progress(text: str, label: str = label) -> None:
-                    status.update(f"{label}: {text}")
-
-                prefix = f"snapd-drill-{os.getpid()}-{name}-"
-                place = Path(tempfile.mkdtemp(prefix=prefix, dir=directory))
-                if keep:
-                    console.print(f"{label}: kept in {place}", highlight=False, soft_wrap=True)
+    def run_offload(self, plan: DrillPlan) -> tuple[list[OffloadResult], list[Finding]]:
+        """Mooncake's own SSD offload on the same blocks; a kill that fails is a finding."""
+        results: list[OffloadResult] = []
+        findings: list[Finding] = []
+        for number, case in enumerate(self.kind.offload_cases, start=1):
+            label = f"[{OFFLOAD} {number}/{len(self.kind.offload_cases)}] {case}"
+            with self._place(OFFLOAD, label) as (place, progress):
+                run = self.kind.run_offload
                 try:
-                    runs.append(run_scenario(name, plan, place, progress, keep=keep))
+                    results.append(run(case, plan, place, progress, keep=self.keep))
                 except SnapdError as error:
-                    if not runs:
-                        raise
-                    findings.append(Finding(name, plan.seed, f"failed: {error}", 1))
-                    if name == "baseline":
-                        break
-                console.print(f"{label}: {SCENARIOS[name]}", highlight=False, soft_wrap=True)
-    return runs, findings
+                    findings.append(Finding(OFFLOAD, plan.seed, f"{case} failed: {error}", 1))
+            self._say(label)
+        return results, findings
+
+    @contextmanager
+    def _place(self, name: str, label: str) -> Iterator[tuple[Path, Progress]]:
+        """A directory for one site, and how to say what it does."""
+        prefix = f"snapd-drill-{os.getpid()}-{name}-"
+        place = Path(tempfile.mkdtemp(prefix=prefix, dir=self.directory))
+        if self.keep:
+            self._say(f"{label}: kept in {place}")
+        with self.console.status(label) as status:
+            yield place, lambda text: status.update(f"{label}: {text}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -238,14 +310,14 @@ def _stop_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _document(
-    plan: DrillPlan, results: Sequence[ScenarioResult], findings: Sequence[Finding]
-) -> dict[str, Any]:
+def _document(report: Report, store: str) -> dict[str, Any]:
     """The JSON document."""
+    plan = report.plan
     return {
-        "passed": not findings,
-        "findings": [str(finding) for finding in findings],
+        "passed": not report.findings,
+        "findings": [str(finding) for finding in report.findings],
         "settings": {
+            "store": store,
             "block_bytes": plan.block_bytes,
             "blocks": plan.trace.block_count,
             "clients": plan.clients,
@@ -256,6 +328,8 @@ def _document(
             "snapshot_s": plan.snapshot_seconds,
             "segment_bytes": plan.site_settings.segment_bytes,
             "inject": plan.inject,
+            **report.facts,
         },
-        "scenarios": msgspec.to_builtins(list(results)),
+        "scenarios": msgspec.to_builtins(list(report.results)),
+        **({"offload": msgspec.to_builtins(list(report.offload))} if report.offload else {}),
     }

@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TextIO
@@ -52,7 +53,7 @@ class ReadingAuditor(Auditor):
     ) -> None:
         super().__init__(client, state, event_log, names)
         self._batch_blocks = len(client.buffer)
-        self._wrong_bytes = 0
+        self.wrong_bytes = 0
 
     def existing(self, surviving: U32) -> Bools:
         """Of the blocks that survived (version not 0), those that come and are right."""
@@ -61,13 +62,13 @@ class ReadingAuditor(Auditor):
         for first in range(0, len(blocks), self._batch_blocks):
             part = blocks[first : first + self._batch_blocks]
             there[part], wrong = self.read(part)
-            self._wrong_bytes += int(wrong.sum())
+            self.wrong_bytes += int(wrong.sum())
         return there
 
     def sweep(self, surviving: U32, restored: Bools, damaged: Collection[int]) -> AuditVerdict:
         """As `Auditor.sweep`; what `existing` found wrong counts too."""
         verdict = super().sweep(surviving, restored, damaged)
-        return verdict._replace(wrong_bytes=verdict.wrong_bytes + self._wrong_bytes)
+        return verdict._replace(wrong_bytes=verdict.wrong_bytes + self.wrong_bytes)
 
 
 class AuditServer:
@@ -78,6 +79,7 @@ class AuditServer:
         self._state = SharedState(self._directory)
         count = self._state.trace.block_count
         client = MooncakeBlockClient(spec, count, audit_batch(spec.block_bytes))
+        self._client = client
         # Nothing is evicted: there is room for every block, and the drill watches the counter.
         names, no_log = BlockNames(client.keys, client.hashes), self._directory / "no-events"
         self._auditor = ReadingAuditor(client, self._state, no_log, names)
@@ -85,6 +87,7 @@ class AuditServer:
     def serve(self, answers: TextIO) -> None:
         """Answer until the input ends."""
         commands: dict[str, Callable[[Any], Any]] = {
+            "fill": self._fill,
             "existing": self._existing,
             "remove": self._remove,
             "sweep": self._sweep,
@@ -94,11 +97,24 @@ class AuditServer:
             name, argument = json.loads(line)
             print(json.dumps(commands[name](argument)), file=answers, flush=True)
 
-    def _existing(self, _: None) -> int:
+    def _fill(self, requests: int) -> int:
+        """Put the blocks of the first requests, in their order; how many there are then."""
+        trace, ledger = self._state.trace, self._state.ledger
+        wanted = trace.blocks[: trace.starts[requests]]
+        blocks = wanted[np.sort(np.unique(wanted, return_index=True)[1])]
+        for first in range(0, len(blocks), len(self._client.buffer)):
+            claim = ledger.begin_put(blocks[first : first + len(self._client.buffer)], 0)
+            ledger.finish(claim, self._client.put(claim.blocks, claim.versions))
+        return int(np.count_nonzero(ledger.live()))
+
+    def _existing(self, _: None) -> tuple[int, int, float]:
+        """Read what survived: blocks that are right, wrong bytes so far, seconds that it took."""
         surviving = np.load(self._directory / SURVIVING_FILE, allow_pickle=False)
+        began = time.monotonic()
         there = self._auditor.existing(surviving)
+        seconds = time.monotonic() - began
         np.save(self._directory / RESTORED_FILE, there)
-        return int(np.count_nonzero(there))
+        return int(np.count_nonzero(there)), self._auditor.wrong_bytes, seconds
 
     def _remove(self, argument: tuple[list[int], int]) -> None:
         candidates, seed = argument

@@ -7,12 +7,10 @@ during an outage says nothing; and what is there is only what was read.
 
 from __future__ import annotations
 
-import json
 import mmap
 import random
 import signal
 import time
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -21,12 +19,13 @@ import msgspec
 import numpy as np
 
 from snapd.drill.audit import Audit, AuditVerdict
-from snapd.drill.content import I64, U32, Bools, block_stamp
+from snapd.drill.content import U32, block_stamp
 from snapd.drill.inject import FLIPPED_BITS, Damage
 from snapd.drill.ledger import Ledger
 from snapd.drill.load import LoadSpec
 from snapd.drill.look import BlockNames, repository_versions
 from snapd.drill.measure import Run, Survival, Timeline
+from snapd.drill.mooncake_audit import RemoteAuditor
 from snapd.drill.mooncake_site import PEERS, MooncakeSettings, MooncakeSite
 from snapd.drill.plan import DrillPlan
 from snapd.drill.processes import DrillError, Process
@@ -38,7 +37,6 @@ from snapd.drill.scenarios import (
     Scenario,
     running,
 )
-from snapd.drill.shared import RESTORED_FILE, SURVIVING_FILE
 from snapd.errors import SnapdError
 
 MOONCAKE_SCENARIOS: Final = {
@@ -65,40 +63,8 @@ KILLED: Final = {
 SETTLE_POLLS = 4
 """Polls, and as many flushes, between the last removal and the kill."""
 RESTORE_SECONDS = 40.0
-ASK_SECONDS = 60.0
 LOOKS_MAX = 5
 EVICTIONS = "master_evicted_key_count"
-
-
-class RemoteAuditor:
-    """The audit, in a process that has the wheel."""
-
-    def __init__(self, site: MooncakeSite, spec: Path) -> None:
-        """Start it and wait until it is connected. Raises DrillError when it does not answer."""
-        self._process = site.start_auditor(spec)
-        self._directory = site.shared
-        self._process.ask("", ASK_SECONDS)
-
-    def existing(self, surviving: U32) -> Bools:
-        """Of the blocks that survived, those that come and are right."""
-        np.save(self._directory / SURVIVING_FILE, surviving)
-        self._ask("existing", None)
-        restored: Bools = np.load(self._directory / RESTORED_FILE, allow_pickle=False)
-        return restored
-
-    def remove_some(self, candidates: I64, rng: random.Random) -> None:
-        """Remove a few of these blocks."""
-        self._ask("remove", (candidates.tolist(), rng.getrandbits(32)))
-
-    def sweep(self, surviving: U32, restored: Bools, damaged: Collection[int]) -> AuditVerdict:
-        """Read and compare every block that should be there."""
-        np.save(self._directory / SURVIVING_FILE, surviving)
-        np.save(self._directory / RESTORED_FILE, restored)
-        return AuditVerdict(*self._ask("sweep", sorted(damaged)))
-
-    def _ask(self, command: str, argument: object) -> list[int]:
-        answer = json.loads(self._process.ask(json.dumps((command, argument)), ASK_SECONDS))
-        return list(answer) if isinstance(answer, list) else []
 
 
 class MooncakeDamage(Damage):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from statistics import median
@@ -21,6 +21,7 @@ from snapd.drill.measure import (
     ScenarioResult,
     rolling_hit_rate,
 )
+from snapd.drill.offload import OFFLOAD_HEADINGS, OffloadResult, offload_cells
 from snapd.drill.plan import SCENARIOS, DrillPlan
 from snapd.drill.verdict import Finding
 
@@ -42,6 +43,12 @@ class Report:
     version: str
     machine: str
     made_at: str
+    scenarios: Mapping[str, str] = field(default_factory=lambda: SCENARIOS)
+    """What each scenario does."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that only this store has."""
+    offload: Sequence[OffloadResult] = ()
+    """Mooncake's own SSD offload beside snapd."""
 
 
 def render_report(report: Report) -> str:
@@ -58,6 +65,7 @@ def render_report(report: Report) -> str:
             _charts(report, names),
             _ttft(report, names),
             _table(report),
+            _offload(report),
             _method(report),
             f"<footer>snapd {escape(report.version)} · {escape(report.machine)} · "
             f"{escape(report.made_at)}</footer></main></body></html>",
@@ -101,7 +109,7 @@ def _card(report: Report, name: str) -> str:
     return (
         f'<div class="card" style="--colour: var(--{name})"><div class="name">{name}</div>'
         f'<div class="figure">{rate:.1%}</div><small class="soft">of blocks hit</small>'
-        f'<div class="what">{escape(SCENARIOS[name])}</div><dl>{facts}</dl></div>'
+        f'<div class="what">{escape(report.scenarios[name])}</div><dl>{facts}</dl></div>'
     )
 
 
@@ -223,6 +231,7 @@ _COLUMNS: tuple[tuple[str, Callable[[ScenarioResult], str]], ...] = (
     ("mean TTFT<br>during", lambda r: _number(r.ttft_mean_s.during, "s")),
     ("P90 TTFT<br>during", lambda r: _number(r.ttft_p90_s.during, "s")),
     ("through-<br>put", lambda r: f"{r.throughput_ratio:.2f}x"),
+    ("read from<br>NVMe", lambda r: _size(r.nvme_bytes_read)),
     ("restored<br>blocks", lambda r: f"{r.restored_blocks:,}"),
     ("rejected<br>blocks", lambda r: f"{r.rejected_blocks:,}"),
     ("wrong<br>bytes", lambda r: _must_be_zero(r.wrong_bytes)),
@@ -246,8 +255,34 @@ def _table(report: Report) -> str:
     )
 
 
+def _offload(report: Report) -> str:
+    """Mooncake's own SSD offload on the same blocks; nothing where it was not run."""
+    if not report.offload:
+        return ""
+    headings = "".join(f"<th>{escape(heading)}</th>" for heading in OFFLOAD_HEADINGS)
+    rows = (
+        "".join(f"<td>{escape(cell)}</td>" for cell in offload_cells(result))
+        for result in report.offload
+    )
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        "<section><h2>Beside Mooncake's own SSD offload</h2>"
+        '<p class="soft"><small>The store is filled with the blocks of the first half, and the '
+        "node is lost: the store gets SIGKILL and its memory is gone. Killed so long after the "
+        "fill, or when nothing was written any more (quiet); started again at once, or when the "
+        "master had dropped the dead store (noticed). The offload writes buckets, by its defaults "
+        "of 500 keys or 256 MiB, with a heartbeat of 1 s instead of 10 s.</small></p>"
+        f'<div class="wide"><table><thead><tr>{headings}</tr></thead><tbody>{body}</tbody></table>'
+        "</div></section>"
+    )
+
+
 def _number(value: float | None, unit: str) -> str:
     return "–" if value is None else f"{value:.2f} {unit}"
+
+
+def _size(size: int | None) -> str:
+    return "–" if size is None else f"{size / 2**20:,.1f} MiB"
 
 
 def _must_be_zero(count: int) -> str:
@@ -294,5 +329,26 @@ def _method(report: Report) -> str:
     }
     if plan.inject:
         facts["damage"] = "one byte of a block in shared memory and one in a pack were flipped."
+    facts |= _of_mooncake(report.facts)
     rows = "".join(f"<dt>{key}</dt><dd>{escape(text)}</dd>" for key, text in facts.items())
     return f'<section><h2>How it was measured</h2><dl class="how">{rows}</dl></section>'
+
+
+def _of_mooncake(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What is measured in another way with real Mooncake."""
+    if not settings:
+        return {}
+    return {
+        "Mooncake": f"the published wheel, {settings['store_service']} store service, over TCP; "
+        f"the master's client_ttl is {settings['client_ttl_s']} s instead of 10 s, and snapd looks "
+        f"every {settings['poll_s']:g} s.",
+        "changes": "as above, but for the last seconds before the kill and until all is back: what "
+        "was put, rewritten or removed since the last look is what polling can lose.",
+        "undurable": "blocks that Mooncake had acknowledged and that a look from outside did not "
+        "find in the repository.",
+        "ready": "from the start of the first process until snapd had put back what it can.",
+        "read from NVMe": "bytes that the kernel counts as read by the daemon from the kill until "
+        "it was ready.",
+        "lost": "blocks that were in the repository at the kill and did not come back right.",
+        "cold": "without snapd the store brings its memory itself.",
+    }

@@ -8,6 +8,7 @@ from statistics import median
 from rich.table import Table
 
 from snapd.drill.measure import Phases, ScenarioResult
+from snapd.drill.offload import OFFLOAD_HEADINGS, OffloadResult, offload_cells
 
 Cell = Callable[[Sequence[ScenarioResult]], str]
 
@@ -25,6 +26,21 @@ def results_table(results: Sequence[ScenarioResult]) -> Table:
         cells = [cell([result for result in results if result.name == name]) for name in names]
         table.add_row(label, *cells)
     return table
+
+
+def offload_table(results: Sequence[OffloadResult]) -> Table:
+    """Mooncake's own SSD offload beside snapd: a row for each kill."""
+    title = "The same blocks, the node lost: Mooncake's SSD offload and snapd"
+    table = Table(title=title, title_justify="left", pad_edge=False, show_edge=False)
+    for heading in OFFLOAD_HEADINGS:
+        table.add_column(heading, justify="left" if heading == "kept by" else "right")
+    for result in results:
+        table.add_row(*offload_cells(result))
+    return table
+
+
+def _mebibytes(size: int | None) -> float | None:
+    return None if size is None else size / 2**20
 
 
 def _middle(figure: Callable[[ScenarioResult], float | None], form: str) -> Cell:
@@ -62,6 +78,7 @@ _ROWS: tuple[tuple[str, Cell], ...] = (
     ("P99 TTFT during", _phases(lambda r: r.ttft_p99_s, "during")),
     ("P99 TTFT after", _phases(lambda r: r.ttft_p99_s, "after")),
     ("throughput", _middle(lambda r: r.throughput_ratio, "{:.2f}x")),
+    ("read from NVMe", _middle(lambda r: _mebibytes(r.nvme_bytes_read), "{:,.1f} MiB")),
     ("restored blocks", _middle(lambda r: r.restored_blocks, "{:,.0f}")),
     ("rejected blocks", _middle(lambda r: r.rejected_blocks, "{:,.0f}")),
     ("wrong bytes", _sum(lambda r: r.wrong_bytes)),

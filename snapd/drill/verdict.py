@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from snapd.drill.measure import ScenarioResult
+from snapd.drill.offload import OFFLOAD, OffloadResult
 from snapd.errors import IntegrityError, SnapdError
 
 HIT_RATE_SLACK = 0.01
 """One point: how far a restored cache may fall below what was durable."""
-RESTORED = ("shm", "nvme", "sigterm")
+RESTORED = ("shm", "nvme", "sigterm", "master", "all")
 """Scenarios after which the cache must be back."""
 DURABLE = ("shm", "sigterm")
-"""Scenarios in which every acknowledged block must survive."""
+"""Scenarios in which every acknowledged block must survive in a store that tells of every put.
+Where snapd polls, what was put since the last poll does not."""
+FROM_MEMORY = ("shm",)
+"""Scenarios after which nothing need be read from the disk, where a kernel counts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +33,42 @@ class Finding:
         return f"{self.scenario} (seed {self.seed}): {self.text}"
 
 
-def judge(results: Sequence[ScenarioResult], *, injected: bool) -> list[Finding]:
-    """Everything that is wrong with these results; none of it is fine."""
+def judge(
+    results: Sequence[ScenarioResult], *, injected: bool, polled: bool = False
+) -> list[Finding]:
+    """Everything that is wrong with these results; none of it is fine.
+
+    `polled` says that snapd learns by polling what is put into this store.
+    """
     return [
         Finding(result.name, result.seed, text, code)
         for result in results
-        for text, code in _judge_one(result, injected=injected)
+        for text, code in _judge_one(result, injected=injected, polled=polled)
     ]
 
 
-def _judge_one(result: ScenarioResult, *, injected: bool) -> list[tuple[str, int]]:
+def judge_offload(results: Sequence[OffloadResult], seed: int) -> list[Finding]:
+    """Wrong bytes in the comparison: a defect whoever kept them."""
+    return [
+        Finding(OFFLOAD, seed, f"{one.keeper}: {one.wrong_bytes} bytes came back wrong", 4)
+        for one in results
+        if one.wrong_bytes
+    ]
+
+
+def _judge_one(result: ScenarioResult, *, injected: bool, polled: bool) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     if result.wrong_bytes:
         found.append((f"{result.wrong_bytes} bytes came back wrong", IntegrityError.exit_code))
     if result.lost_committed_blocks:
         lost = f"{result.lost_committed_blocks} durable blocks are gone"
         found.append((lost, IntegrityError.exit_code))
-    if injected and not result.rejected_blocks:
+    damaged = injected and not (polled and result.name in {"baseline", "cold"})
+    if damaged and not result.rejected_blocks:
         found.append(("the damaged blocks were not rejected", SnapdError.exit_code))
-    if result.name in DURABLE and result.undurable_at_kill > 0:
+    if result.name in FROM_MEMORY and result.nvme_bytes_read and not injected:
+        found.append((f"{result.nvme_bytes_read} bytes were read from disk", SnapdError.exit_code))
+    if result.name in DURABLE and result.undurable_at_kill > 0 and not polled:
         part = f"{result.undurable_at_kill:.2%} of the acknowledged blocks did not survive"
         found.append((part, SnapdError.exit_code))
     if result.name in RESTORED:
