@@ -186,3 +186,40 @@ def test_what_was_under_way_at_the_kill_is_no_loss(ledger: Ledger) -> None:
     assert ledger.undurable_ratio(np.array([0, newer, 0, 0], np.uint32), none) == 0
     remove(ledger, NO)
     assert ledger.undurable_ratio(gone, none) == 0, "its removal may have happened"
+
+
+def test_an_acknowledgement_from_an_outage_means_nothing(ledger: Ledger) -> None:
+    """Mooncake says yes to a put of a key that it still lists, and writes nothing."""
+    old = put(ledger)
+    ledger.restart(np.zeros(4, np.uint32))
+    ledger.set_uncertain(uncertain=True)
+    new = put(ledger)
+    assert not ledger.live().any()
+    assert legal(ledger, old), "what was there before may have been put back"
+    assert legal(ledger, new)
+    ledger.set_uncertain(uncertain=False)
+    assert put(ledger) == new, "the bytes that may be there already"
+    assert legal(ledger, new)
+    assert not legal(ledger, old)
+
+
+def test_what_began_in_an_outage_is_as_uncertain_when_it_ends_after_it(ledger: Ledger) -> None:
+    ledger.set_uncertain(uncertain=True)
+    began_inside = ledger.begin_put(ONE, 1)
+    ledger.set_uncertain(uncertain=False)
+    ledger.finish(began_inside, YES)
+    assert not ledger.live().any()
+    began_before = ledger.begin_put(ONE, 1)
+    ledger.set_uncertain(uncertain=True)
+    ledger.finish(began_before, YES)
+    assert not ledger.live().any()
+    assert began_before.versions.tolist() == began_inside.versions.tolist()
+
+
+def test_every_process_sees_that_blocks_shall_stay_as_they_are(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "lock")
+    mine, theirs = Ledger.create(tmp_path / "l", 4, lock), Ledger(tmp_path / "l", lock)
+    mine.set_calm(calm=True)
+    assert theirs.is_calm
+    mine.set_calm(calm=False)
+    assert not theirs.is_calm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -19,10 +20,11 @@ from snapd.drill.measure import (
     summarise,
     window_is_complete,
 )
+from snapd.drill.offload import OffloadResult
 from snapd.drill.plan import make_plan
 from snapd.drill.shared import RECORD_DTYPE, Records
 from snapd.drill.trace import BLOCK_TOKENS, MultiTurn, generate_trace
-from snapd.drill.verdict import exit_code, judge
+from snapd.drill.verdict import exit_code, judge, judge_offload
 from snapd.errors import SettingError
 
 REQUESTS = 400
@@ -168,6 +170,46 @@ def test_shared_memory_and_a_polite_stop_must_lose_nothing(baseline: Run) -> Non
         assert (
             len(judge([summarise(replace(part, name=name), baseline)], injected=False)) == findings
         )
+
+
+def test_where_snapd_polls_the_last_puts_may_be_lost_but_memory_is_not_read_from_disk(
+    baseline: Run,
+) -> None:
+    for name, read, findings in (("shm", 0, 0), ("shm", 4096, 1), ("master", 4096, 0)):
+        survival = Survival(undurable_at_kill=0.001, nvme_bytes_read=read)
+        result = summarise(replace(baseline, name=name, survival=survival), baseline)
+        assert len(judge([result], injected=False, polled=True)) == findings, (name, read)
+
+
+def test_a_polled_store_that_did_not_come_back_is_a_finding(baseline: Run) -> None:
+    records = baseline.records.copy()
+    records["hits"][baseline.window] = 0
+    for name in ("master", "all"):
+        cold = replace(baseline, name=name, records=records)
+        found = judge([summarise(cold, baseline)], injected=False, polled=True)
+        assert [finding.exit_code for finding in found] == [1]
+        assert "hit rate 0.0%" in str(found[0])
+
+
+def test_wrong_bytes_of_the_comparison_are_a_finding_whoever_kept_them() -> None:
+    good = OffloadResult(
+        keeper="offload",
+        kill="1 s",
+        restart="noticed",
+        blocks=10,
+        block_bytes=40960,
+        disk_bytes=40960,
+        blocks_back=9,
+        back_s=1.0,
+        read_s=0.1,
+        wrong_bytes=0,
+    )
+    assert judge_offload([good], 3) == []
+    found = judge_offload([msgspec.structs.replace(good, wrong_bytes=5)], 3)
+    assert [str(finding) for finding in found] == [
+        "offload (seed 3): offload: 5 bytes came back wrong"
+    ]
+    assert exit_code(found) == 4
 
 
 def test_a_plan_kills_in_the_middle_and_fits_two_segments_into_two_gigabytes() -> None:

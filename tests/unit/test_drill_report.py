@@ -11,9 +11,13 @@ import pytest
 
 from snapd.drill.chart import Line, bar_chart, line_chart
 from snapd.drill.measure import Run, Survival, Timeline, summarise
+from snapd.drill.mooncake_scenarios import MOONCAKE_SCENARIOS
+from snapd.drill.mooncake_site import MooncakeSettings
+from snapd.drill.offload import OffloadResult
 from snapd.drill.plan import make_plan
 from snapd.drill.report import Report, render_report
 from snapd.drill.shared import RECORD_DTYPE
+from snapd.drill.stores import MooncakeKind
 from snapd.drill.trace import MultiTurn, generate_trace
 from snapd.drill.verdict import Finding
 
@@ -90,6 +94,38 @@ def test_the_page_is_well_formed_and_needs_nothing_else(report: Report) -> None:
     assert not re.search(r"(https?:|src=|@import|url\()", page)
     assert "prefers-color-scheme: dark" in page
     assert page.count("<polyline") == len(report.runs) + 2 * 4
+
+
+def test_what_belongs_to_mooncake_is_told_with_mooncake_only(report: Report) -> None:
+    assert "client_ttl" not in render_report(report)
+    one = OffloadResult(
+        keeper="offload",
+        kill="10 s",
+        restart="at once",
+        blocks=1000,
+        block_bytes=1000 << 15,
+        disk_bytes=20 << 20,
+        blocks_back=640,
+        back_s=2.5,
+        read_s=0.25,
+        wrong_bytes=0,
+    )
+    facts = MooncakeKind(MooncakeSettings("python", launcher=True)).facts
+    page = render_report(replace(report, scenarios=MOONCAKE_SCENARIOS, facts=facts, offload=[one]))
+    balance = TagBalance()
+    balance.feed(page)
+    assert balance.wrong == balance.open == []
+    assert "launcher store service" in page
+    assert "client_ttl is 2 s" in page
+    for cell in (
+        "Mooncake&#x27;s SSD offload",
+        "10 s",
+        "at once",
+        "20 MiB",
+        "640 (64.0%)",
+        "2.5 s",
+    ):
+        assert f"<td>{cell}</td>" in page
 
 
 def test_names_are_escaped(report: Report) -> None:
