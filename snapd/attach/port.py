@@ -64,6 +64,12 @@ class Fill:
     sequences: U64
     buffers: Sequence[memoryview]
     """Writable, padded to `DISK_ALIGNMENT` and aligned to it; empty where the code is not 0."""
+    held: Bools | None = None
+    """Buffers that hold bytes already, of a life before, which may be the block's: those that have
+    its checksum need not be read from the disk. None: no buffer does."""
+    held_only: Bools | None = None
+    """Of those that are held, the ones whose other bytes would be what replaced the block after it
+    was written to disk: where they do not have its checksum, it is not to come back. None: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +175,14 @@ class Sink(Protocol):
 
     def reserve(self, slots: U32, sequences: U64, sizes: U64, *, demand: bool) -> Fill:
         """Space to load cold blocks into. `demand` may evict; without it NO_AVAILABLE_HANDLE says
-        that the store is as full as a background load may make it."""
+        that the store is as full as a background load may make it. OBJECT_ALREADY_EXISTS says that
+        something newer has the key, REPLICA_IS_NOT_READY to come again soon."""
 
     def publish(self, fill: Fill, codes: I32) -> I32:
         """Publish what was loaded: `codes` 0 where the bytes are in place and verified, else why
-        not. Returns int32 [n]: 0 where the block is now served; OBJECT_NOT_FOUND where the key was
-        removed or replaced meanwhile."""
+        not; OBJECT_NOT_FOUND where the block is not to come back. Returns int32 [n]: 0 where the
+        block is now served; OBJECT_NOT_FOUND where the key was removed or replaced meanwhile;
+        REPLICA_IS_NOT_READY where it is cold as before, and may be loaded again soon."""
 
     def drop_cold(self, slots: U32, sequences: U64) -> None:
         """Forget cold blocks; pairs that are no longer true are passed over."""

@@ -180,7 +180,8 @@ def store_environment(settings: Settings) -> dict[str, str]:
     whichever file, variable or flag they came from."""
     values = msgspec.structs.asdict(settings)
     return dict(os.environ) | {
-        environment_variables(name)[0]: str(value) for name, value in values.items()
+        environment_variables(name)[0]: ",".join(value) if isinstance(value, tuple) else str(value)
+        for name, value in values.items()
     }
 
 

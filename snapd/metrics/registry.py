@@ -21,7 +21,10 @@ QUARANTINE_REASONS = ("segment", "pack", "store", "unreadable")
 DROP_REASONS = ("budget", "disk")
 """What set the limit: the setting, the disk's free space, or a write that the disk refused."""
 LEFT_OUT_REASONS = ("colder", "no_space", "write_budget")
-LOAD_RESULTS = ("loaded", "superseded", "rejected", "no_space", "no_slot", "failed")
+LOAD_RESULTS = (
+    *("loaded", "from_memory", "superseded", "rejected"),
+    *("no_space", "no_slot", "failed"),
+)
 
 
 class Metrics:
@@ -131,19 +134,19 @@ class Metrics:
         """All blocks of the snapshot are served, `seconds` after the process started."""
         self._ready_seconds.set(seconds)
 
-    def warmup_loaded(self, result: str, blocks: int, bytes_read: int) -> None:
+    def warmup_loaded(self, result: str, blocks: int, bytes_moved: int) -> None:
         """The background warm-up dealt with blocks; `result` is one of `LOAD_RESULTS`."""
         self._warmup_blocks.labels(result).inc(blocks)
-        self._warmup_bytes.inc(bytes_read)
+        self._warmup_bytes.inc(bytes_moved)
 
     def left_without_slot(self, blocks: int) -> None:
         """Blocks on disk left the live set: the store has no slot for them."""
         self._warmup_blocks.labels("no_slot").inc(blocks)
 
-    def demand_loaded(self, result: str, blocks: int, bytes_read: int) -> None:
+    def demand_loaded(self, result: str, blocks: int, bytes_moved: int) -> None:
         """Blocks that a reader waited for; `result` is one of `LOAD_RESULTS`."""
         self._demand_blocks.labels(result).inc(blocks)
-        self._demand_bytes.inc(bytes_read)
+        self._demand_bytes.inc(bytes_moved)
 
     def warmup_progress(self, ratio: float) -> None:
         """Share of the blocks to warm up that were dealt with, 0 to 1."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import xxhash
 
-from snapd.attach.port import I32, Sink
+from snapd.attach.port import I32, Fill, Sink
 from snapd.attach.session import Session
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.blocks.table import U32
@@ -19,11 +20,11 @@ from snapd.wire.codes import ReturnCode
 class LoadObserver(Protocol):
     """Who counts; see `snapd.metrics.Metrics`."""
 
-    def warmup_loaded(self, result: str, blocks: int, bytes_read: int) -> None:
-        """Blocks that the background warm-up dealt with."""
+    def warmup_loaded(self, result: str, blocks: int, bytes_moved: int) -> None:
+        """Blocks that the background warm-up dealt with, and the bytes that it put back."""
 
-    def demand_loaded(self, result: str, blocks: int, bytes_read: int) -> None:
-        """Blocks that a reader waited for."""
+    def demand_loaded(self, result: str, blocks: int, bytes_moved: int) -> None:
+        """Blocks that a reader waited for, and the bytes that were put back."""
 
     def quarantined(self, reason: str, blocks: int) -> None:
         """Blocks that failed verification."""
@@ -40,7 +41,11 @@ class LoadResult:
     """Blocks by what became of them."""
 
     loaded: int = 0
+    """Read from the disk and published."""
     loaded_bytes: int = 0
+    from_memory: int = 0
+    """Published as a life before had left them in memory; nothing was read from the disk."""
+    from_memory_bytes: int = 0
     superseded: int = 0
     """Removed or replaced while they were read: the store kept what is newer."""
     rejected: int = 0
@@ -49,7 +54,16 @@ class LoadResult:
     failed: int = 0
     """The disk failed, or the block was copied and its pack deleted while it was read: still cold,
     and on disk."""
+    waiting: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Positions, int64, of those that the store cannot take yet: still cold, and on disk."""
     error: DiskError | None = None
+
+    def counts(self) -> list[tuple[str, int, int]]:
+        """What there is to count: what became of blocks, how many, and the bytes put back."""
+        moved = {"loaded": self.loaded_bytes, "from_memory": self.from_memory_bytes}
+        names = ("loaded", "from_memory", "superseded", "rejected", "no_space", "failed")
+        counts = [(name, int(getattr(self, name)), moved.get(name, 0)) for name in names]
+        return [each for each in counts if each[1]]
 
 
 def load_cold(
@@ -64,7 +78,8 @@ def load_cold(
 
     A block is published only if it was read whole and has its checksum, and only if its slot is
     still cold and of that version: the store decides that when the fill ends. A death in between
-    leaves reserved space, which the store takes back with the writer's lock.
+    leaves reserved space, which the store takes back with the writer's lock. Where a life before
+    has left bytes in the buffers, those that have the block's checksum are taken as they are.
 
     The rows may be from long ago: compaction may have copied the blocks since, and the packs that
     they were in may be gone. A block counts as bad only if it cannot be read from its newest copy.
@@ -79,16 +94,17 @@ def load_cold(
         sizes = catalog.column("size", rows)
     fill = sink.reserve(slots, sequences, sizes, demand=demand)
     given = np.flatnonzero(fill.codes == ReturnCode.OK)
-    codes: I32 = fill.codes.copy()
+    codes, from_memory = _check_held(fill, sizes, catalog.column("checksum", rows))
+    wanting = np.flatnonzero((codes == ReturnCode.OK) & ~from_memory)
     error: DiskError | None = None
-    if len(given):
+    if len(wanting):
         try:
-            buffers = [fill.buffers[at] for at in given.tolist()]
-            good, rows[given] = repository.read_newest(rows[given], buffers)
-            codes[given[~good]] = ReturnCode.INVALID_READ
+            buffers = [fill.buffers[at] for at in wanting.tolist()]
+            good, rows[wanting] = repository.read_newest(rows[wanting], buffers)
+            codes[wanting[~good]] = ReturnCode.INVALID_READ
         except DiskError as caught:
             error = caught
-            codes[given] = ReturnCode.TRANSFER_FAIL
+            codes[wanting] = ReturnCode.TRANSFER_FAIL
     with residency.lock:
         newest, known = _newest(session, catalog, wanted, rows)
         # Where it is by now nobody has looked: it stays cold, and on disk.
@@ -106,17 +122,52 @@ def load_cold(
         damaged = rows[bad[(state == RowState.LIVE) | (state == RowState.EVICTED)]]
     if len(damaged):
         repository.reject(damaged)
-    gone = int((fill.codes == ReturnCode.OBJECT_NOT_FOUND).sum())
-    failed = int((codes[given] == ReturnCode.TRANSFER_FAIL).sum())
+    outcome = np.where(codes == ReturnCode.OK, result, codes)
+    return _count(sizes, outcome, from_memory, damaged=len(damaged), error=error)
+
+
+def _count(
+    sizes: U64, outcome: I32, from_memory: Bools, *, damaged: int, error: DiskError | None
+) -> LoadResult:
+    """What became of n blocks, each counted once; `outcome` int32 [n] is 0 where published."""
+    published = outcome == ReturnCode.OK
+    read, kept = published & ~from_memory, published & from_memory
+    waiting = np.flatnonzero(outcome == ReturnCode.REPLICA_IS_NOT_READY)
+    no_space = int((outcome == ReturnCode.NO_AVAILABLE_HANDLE).sum())
+    failed = int((outcome == ReturnCode.TRANSFER_FAIL).sum())
+    others = int(published.sum()) + damaged + no_space + failed + len(waiting)
     return LoadResult(
-        loaded=len(published),
-        loaded_bytes=int(sizes[published].sum()),
-        superseded=gone + len(given) - len(published) - len(damaged) - failed,
-        rejected=len(damaged),
-        no_space=int((fill.codes == ReturnCode.NO_AVAILABLE_HANDLE).sum()),
+        loaded=int(read.sum()),
+        loaded_bytes=int(sizes[read].sum()),
+        from_memory=int(kept.sum()),
+        from_memory_bytes=int(sizes[kept].sum()),
+        superseded=len(sizes) - others,
+        rejected=damaged,
+        no_space=no_space,
         failed=failed,
+        waiting=waiting,
         error=error,
     )
+
+
+def _check_held(fill: Fill, sizes: U64, checksums: U64) -> tuple[I32, Bools]:
+    """The codes of a fill, int32 [n], and which buffers hold their block's bytes already, bool [n].
+
+    Other bytes under `held_only` are what came after the block: nobody knows what, so it is dropped
+    rather than brought back (OBJECT_NOT_FOUND). All else that does not match is read from the disk.
+    """
+    codes: I32 = fill.codes.copy()
+    good: Bools = np.zeros(len(codes), np.bool_)
+    if fill.held is None:
+        return codes, good
+    digest = xxhash.xxh3_64_intdigest
+    for at in np.flatnonzero(fill.held & (codes == ReturnCode.OK)).tolist():
+        good[at] = digest(fill.buffers[at][: int(sizes[at])]) == int(checksums[at])
+    if fill.held_only is not None:
+        codes[fill.held & fill.held_only & ~good & (codes == ReturnCode.OK)] = (
+            ReturnCode.OBJECT_NOT_FOUND
+        )
+    return codes, good
 
 
 def _newest(

@@ -134,11 +134,8 @@ class Loader:
         return rows
 
     def _count(self, result: LoadResult) -> None:
-        for name in ("loaded", "superseded", "rejected", "no_space", "failed"):
-            blocks = getattr(result, name)
-            if blocks:
-                bytes_read = result.loaded_bytes if name == "loaded" else 0
-                self._observer.demand_loaded(name, blocks, bytes_read)
+        for name, blocks, bytes_moved in result.counts():
+            self._observer.demand_loaded(name, blocks, bytes_moved)
         self._observer.quarantined("pack", result.rejected)
         if result.error is None:
             self.backoff.succeeded()
