@@ -47,6 +47,7 @@ class ScenarioResult(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     blocks: int
     hit_rate: float
+    hit_rate_before: float
     hit_rate_baseline: float
     undurable_at_kill: float
     snapshot_age_s: float | None
@@ -138,6 +139,7 @@ def summarise(run: Run, baseline: Run) -> ScenarioResult:
         requests=len(ran),
         blocks=int(ran["blocks"].sum()),
         hit_rate=hit_rate(records, window),
+        hit_rate_before=hit_rate(records, phases[0]),
         hit_rate_baseline=hit_rate(baseline.records, window),
         undurable_at_kill=run.survival.undurable_at_kill,
         snapshot_age_s=run.survival.snapshot_age_seconds,

@@ -220,7 +220,9 @@ def _phase(report: Report, name: str, phase: str) -> tuple[str, float | None]:
 
 _COLUMNS: tuple[tuple[str, Callable[[ScenarioResult], str]], ...] = (
     ("hit rate", lambda r: f"{r.hit_rate:.1%}"),
+    ("before", lambda r: f"{r.hit_rate_before:.1%}"),
     ("baseline", lambda r: f"{r.hit_rate_baseline:.1%}"),
+    ("less<br>undurable", lambda r: f"{r.hit_rate_baseline - r.undurable_at_kill:.1%}"),
     ("undurable<br>at kill", lambda r: f"{r.undurable_at_kill:.2%}"),
     ("snapshot<br>age", lambda r: _number(r.snapshot_age_s, "s")),
     ("ready", lambda r: _number(r.ready_s, "s")),

@@ -67,7 +67,9 @@ def _sum(figure: Callable[[ScenarioResult], int]) -> Cell:
 
 _ROWS: tuple[tuple[str, Cell], ...] = (
     ("hit rate", _middle(lambda r: r.hit_rate, "{:.1%}")),
+    ("  before the kill", _middle(lambda r: r.hit_rate_before, "{:.1%}")),
     ("  without restart", _middle(lambda r: r.hit_rate_baseline, "{:.1%}")),
+    ("  less undurable", _middle(lambda r: r.hit_rate_baseline - r.undurable_at_kill, "{:.1%}")),
     ("not durable at the kill", _middle(lambda r: r.undurable_at_kill, "{:.2%}")),
     ("ready after", _middle(lambda r: r.ready_s, "{:.2f} s")),
     ("first hit after", _middle(lambda r: r.first_hit_s, "{:.2f} s")),
