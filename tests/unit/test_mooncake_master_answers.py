@@ -15,7 +15,7 @@ from fault_ledger import FaultClass, case
 from lying_http import LyingServer, Reply, answer, late, raw, reset, trickle
 
 from snapd.attach.mooncake import http as peer_module
-from snapd.attach.mooncake.counters import COUNTERS, REQUIRED
+from snapd.attach.mooncake.counters import COUNTERS, NEW_OBJECTS, REQUIRED
 from snapd.attach.mooncake.http import HttpPeer
 from snapd.attach.mooncake.master import MasterAdmin, MasterSegment, split_keys
 from snapd.attach.mooncake.service import StoreService
@@ -368,7 +368,6 @@ SERVICE_REFUSALS = {
     ),
     "refuses without JSON": answer(HTML, "500 Internal Server Error"),
     "refuses with deep JSON": answer(DEEP, "400 Bad Request"),
-    "is something else": answer(HTML, "404 Not Found"),
     "demands a login": answer(b"", "401 Unauthorized"),
 }
 SERVICE_NONSENSE = {
@@ -397,6 +396,28 @@ def test_a_service_that_refuses_the_mount(fault: str) -> None:
         check_error(caught.value, server.url, "mount")
         with pytest.raises(SegmentError, match="refused to unmount 1-2"):
             service.unmount(["1-2"])
+
+
+def test_who_is_too_old_is_told_which_version_it_takes() -> None:
+    with (
+        case(FaultClass.NEIGHBOUR, "Mooncake of a version without what we ask"),
+        LyingServer([answer(b"404: Not Found", "404 Not Found")]) as server,
+        closing(StoreService(server.url)) as service,
+        closing(MasterAdmin(server.address)) as admin,
+    ):
+        with pytest.raises(ProtocolError, match=r"mount_shm of f .*Mooncake 0\.3\.12 or newer"):
+            service.mount("f", 4096)
+        with pytest.raises(ProtocolError, match=r"segments_detail .*Mooncake 0\.3\.12 or newer"):
+            admin.segments()
+
+
+def test_a_master_without_any_object_yet_shows_no_histogram() -> None:
+    names = sorted(COUNTERS - {NEW_OBJECTS})
+    fresh = answer("".join(f"{name} 0\n" for name in names).encode())
+    with LyingServer([fresh]) as server, closing(MasterAdmin(server.address)) as admin:
+        counters = admin.counters()
+    assert counters.new_objects == 1
+    assert counters.put_ends == counters.removes == 0
 
 
 @pytest.mark.parametrize("fault", SERVICE_NONSENSE)

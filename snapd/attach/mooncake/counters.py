@@ -13,6 +13,9 @@ EVICTED = "master_evicted_key_count"
 PUT_ENDS = ("master_put_end_requests_total", "master_batch_put_end_items_total")
 PUT_END_FAILURES = ("master_put_end_failures_total", "master_batch_put_end_failed_items_total")
 NEW_OBJECTS = "master_value_size_bytes_count"
+NEW_OBJECTS_AT_FIRST = 1
+"""It belongs to a histogram, which a master does not show before its first object, and which has
+counted one more than there were when it does."""
 PUT_STARTS = ("master_put_start_requests_total", "master_batch_put_start_items_total")
 PUT_START_FAILURES = (
     "master_put_start_failures_total",
@@ -52,7 +55,7 @@ COUNTERS = REQUIRED | {
     CLEARS,
     DISCARDS,
     FAILED_CLEARS,
-    NEW_OBJECTS,  # a histogram's, which a master without any object yet does not show
+    NEW_OBJECTS,
     PINGS,
     REMOUNTS,
     *PUT_END_FAILURES,

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 from snapd.errors import ProtocolError, SettingError, StoreUnavailableError
 
+OLDEST_MOONCAKE = "0.3.12"
+"""The first release that has all that is asked here."""
 _PIECE_BYTES = 1 << 20
 _EXCERPT_CHARACTERS = 160
 _STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
@@ -103,6 +105,13 @@ class HttpPeer:
         return ProtocolError(
             f"{self.label} gave no usable answer to {question}: {what}; check that it is what "
             f"listens there, and of a version that docs/mooncake.md names"
+        )
+
+    def outdated(self, question: str) -> ProtocolError:
+        """The error that says that this peer does not know what it was asked."""
+        return ProtocolError(
+            f"{self.label} does not know {question} (HTTP 404): check that it is what listens "
+            f"there, and that it is of Mooncake {OLDEST_MOONCAKE} or newer"
         )
 
     def refused(self, question: str, answer: Answer) -> StoreUnavailableError:

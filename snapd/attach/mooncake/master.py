@@ -16,7 +16,13 @@ from urllib.parse import quote_from_bytes
 import msgspec
 import numpy as np
 
-from snapd.attach.mooncake.counters import COUNTERS, REQUIRED, Counters
+from snapd.attach.mooncake.counters import (
+    COUNTERS,
+    NEW_OBJECTS,
+    NEW_OBJECTS_AT_FIRST,
+    REQUIRED,
+    Counters,
+)
 from snapd.attach.mooncake.http import Answer, HttpPeer
 from snapd.blocks import KEY_BYTES_MAX, KeyColumn
 from snapd.blocks.keys import I64, U64, Bools
@@ -141,6 +147,7 @@ class MasterAdmin:
         }
         if missing := REQUIRED - values.keys():
             raise self._peer.nonsense("GET /metrics", f"no {', '.join(sorted(missing))}")
+        values.setdefault(NEW_OBJECTS, NEW_OBJECTS_AT_FIRST)
         return Counters(MappingProxyType(values))
 
     def segments(self) -> list[MasterSegment]:
@@ -253,6 +260,8 @@ class MasterAdmin:
         )
         if answer.status >= 500:
             raise self._peer.refused(question, answer)
+        if answer.status == 404:
+            raise self._peer.outdated(question)
         if answer.status != 200:
             raise self._peer.nonsense(question, f"HTTP {answer.status} {answer.excerpt()}")
         return answer

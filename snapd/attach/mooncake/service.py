@@ -68,10 +68,12 @@ class StoreService:
 
         Raises SegmentError when the service refuses, StoreUnavailableError when it does not answer
         (it may have mounted the file or not: that file must not be mounted again), ProtocolError
-        when its answer cannot be used.
+        when its answer cannot be used or it is too old to have the call.
         """
         question = f"POST /api/mount_shm of {name}"
         answer = self._post("/api/mount_shm", question, {"name": name, "size": size_bytes})
+        if answer.status == 404:
+            raise self._peer.outdated(question)
         if answer.status != 200:
             raise SegmentError(
                 f"{self._peer.label} refused to mount /dev/shm/{name} of {size_bytes} bytes "
