@@ -23,7 +23,7 @@ DROP_REASONS = ("budget", "disk")
 LEFT_OUT_REASONS = ("colder", "no_space", "write_budget")
 LOAD_RESULTS = (
     *("loaded", "from_memory", "superseded", "rejected"),
-    *("no_space", "no_slot", "failed"),
+    *("no_space", "no_slot", "failed", "other_fingerprint"),
 )
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from sglang_frontend import LABEL, MODEL, SERVER, SglangFrontend
 
 from snapd.attach.mooncake.fingerprint import (
     Fingerprints,
@@ -23,91 +20,10 @@ from snapd.attach.mooncake.fingerprint import (
 from snapd.errors import ProtocolError, RefusedError, StoreUnavailableError
 from snapd.formats.tables import FINGERPRINT_BYTES_MAX
 
-MODEL = {"model_path": "Qwen/Qwen3-8B", "weight_version": "default", "load_format": "auto"}
-SERVER = {
-    **MODEL,
-    "tokenizer_path": "Qwen/Qwen3-8B",
-    "dtype": "auto",
-    "kv_cache_dtype": "fp8_e4m3",
-    "page_size": 64,
-    "hicache_mem_layout": "page_first",
-    "tp_size": 2,
-    "pp_size": 1,
-    "quantization": None,
-    "json_model_override_args": "{}",
-    "hicache_object_layout": {
-        "enabled": False,
-        "hicache_object_layout": {"is_mla_backend": False, "pools": []},
-    },
-    "internal_states": [{"last_gen_throughput": 1.5}],
-    "version": "0.5.23",
-}
-LABEL = (
-    "dtype=auto hicache_mem_layout=page_first is_mla=false kv_cache_dtype=fp8_e4m3 "
-    "load_format=auto model_path=Qwen/Qwen3-8B page_size=64 pp_size=1 tp_size=2 "
-    "weight_version=default"
-)
-
-
-class Frontend:
-    """Answers as SGLang's HTTP frontend does; a real server. `pages` are (status, body) by path."""
-
-    def __init__(self) -> None:
-        self.pages: dict[str, tuple[int, bytes]] = {}
-        self.asked: list[str] = []
-        self.slow_seconds = 0.0
-        self._server: ThreadingHTTPServer | None = None
-        self._port = 0
-        self._lines: list[socket.socket] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
-
-    def say(self, path: str, document: Any, status: int = 200) -> None:
-        self.pages[path] = (status, json.dumps(document).encode())
-
-    def start(self) -> None:
-        frontend = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def setup(self) -> None:
-                super().setup()
-                frontend._lines.append(self.connection)
-
-            def do_GET(self) -> None:
-                frontend.asked.append(self.path)
-                time.sleep(frontend.slow_seconds)
-                status, body = frontend.pages.get(self.path, (404, b'{"detail":"Not Found"}'))
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
-        self._server.daemon_threads = True
-        self._port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def stop(self) -> None:
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
-        for line in self._lines:
-            with contextlib.suppress(OSError):
-                line.shutdown(socket.SHUT_RDWR)
-        self._lines.clear()
-
 
 @pytest.fixture
-def sglang() -> Iterator[Frontend]:
-    frontend = Frontend()
+def sglang() -> Iterator[SglangFrontend]:
+    frontend = SglangFrontend()
     frontend.say("/model_info", MODEL)
     frontend.say("/server_info", SERVER)
     frontend.start()
@@ -183,7 +99,7 @@ def test_label_that_is_too_long_is_named_by_its_digest() -> None:
     assert first != label_of(ServerInfo(model_path="m" * 5001), None)
 
 
-def test_learns_from_what_sglang_answers(sglang: Frontend, fingerprints: Make) -> None:
+def test_learns_from_what_sglang_answers(sglang: SglangFrontend, fingerprints: Make) -> None:
     known = fingerprints(sglang.url)
     assert (known.label, known.present()) == ("", 0)
     known.look()
@@ -191,7 +107,7 @@ def test_learns_from_what_sglang_answers(sglang: Frontend, fingerprints: Make) -
 
 
 def test_learns_from_a_version_that_has_only_the_older_pages(
-    sglang: Frontend, fingerprints: Make
+    sglang: SglangFrontend, fingerprints: Make
 ) -> None:
     del sglang.pages["/server_info"], sglang.pages["/model_info"]
     sglang.say("/get_server_info", SERVER)
@@ -200,7 +116,9 @@ def test_learns_from_a_version_that_has_only_the_older_pages(
     assert known.label == LABEL
 
 
-def test_the_long_answer_is_asked_for_once_in_a_while(sglang: Frontend, fingerprints: Make) -> None:
+def test_the_long_answer_is_asked_for_once_in_a_while(
+    sglang: SglangFrontend, fingerprints: Make
+) -> None:
     clock = Clock()
     known = fingerprints(sglang.url, clock=clock)
     for _ in range(3):
@@ -213,7 +131,7 @@ def test_the_long_answer_is_asked_for_once_in_a_while(sglang: Frontend, fingerpr
     assert "page_size=1 " in known.label
 
 
-def test_new_weights_are_another_label_at_once(sglang: Frontend, fingerprints: Make) -> None:
+def test_new_weights_are_another_label_at_once(sglang: SglangFrontend, fingerprints: Make) -> None:
     known = fingerprints(sglang.url)
     known.look()
     first = known.present()
@@ -223,7 +141,9 @@ def test_new_weights_are_another_label_at_once(sglang: Frontend, fingerprints: M
     assert {first, known.present()} == {1, 2}
 
 
-def test_no_label_is_in_force_once_sglang_is_gone(sglang: Frontend, fingerprints: Make) -> None:
+def test_no_label_is_in_force_once_sglang_is_gone(
+    sglang: SglangFrontend, fingerprints: Make
+) -> None:
     known = fingerprints(sglang.url)
     known.look()
     sglang.stop()
@@ -235,7 +155,9 @@ def test_no_label_is_in_force_once_sglang_is_gone(sglang: Frontend, fingerprints
     assert (known.label, known.present(), known.problem) == (LABEL, 1, "")
 
 
-def test_a_busy_sglang_keeps_its_label_for_a_while(sglang: Frontend, fingerprints: Make) -> None:
+def test_a_busy_sglang_keeps_its_label_for_a_while(
+    sglang: SglangFrontend, fingerprints: Make
+) -> None:
     clock = Clock()
     known = fingerprints(sglang.url, clock=clock, timeout_seconds=0.2)
     known.look()
@@ -264,7 +186,7 @@ def test_a_busy_sglang_keeps_its_label_for_a_while(sglang: Frontend, fingerprint
     ],
 )
 def test_an_answer_of_no_use_leaves_no_label_in_force(
-    sglang: Frontend, fingerprints: Make, path: str, status: int, body: bytes
+    sglang: SglangFrontend, fingerprints: Make, path: str, status: int, body: bytes
 ) -> None:
     sglang.pages[path] = (status, body)
     known = fingerprints(sglang.url)
@@ -273,7 +195,7 @@ def test_an_answer_of_no_use_leaves_no_label_in_force(
     assert "SGLang at http://127.0.0.1" in known.problem
 
 
-def test_a_server_that_is_not_sglang_says_what_to_do(sglang: Frontend) -> None:
+def test_a_server_that_is_not_sglang_says_what_to_do(sglang: SglangFrontend) -> None:
     sglang.pages.clear()
     server = SglangServer(sglang.url)
     with pytest.raises(ProtocolError, match="set fingerprint instead"):
@@ -284,7 +206,7 @@ def test_a_server_that_is_not_sglang_says_what_to_do(sglang: Frontend) -> None:
         SglangServer(sglang.url).model_info()
 
 
-def test_the_setting_stands_and_nobody_is_asked(sglang: Frontend, fingerprints: Make) -> None:
+def test_the_setting_stands_and_nobody_is_asked(sglang: SglangFrontend, fingerprints: Make) -> None:
     known = fingerprints(sglang.url, configured="mine")
     known.run()
     assert (known.label, known.present(), known.at_look()) == ("mine", 1, 1)
@@ -292,7 +214,7 @@ def test_the_setting_stands_and_nobody_is_asked(sglang: Frontend, fingerprints: 
 
 
 def test_blocks_are_labelled_only_if_the_label_was_in_force_at_the_look_before(
-    sglang: Frontend, fingerprints: Make
+    sglang: SglangFrontend, fingerprints: Make
 ) -> None:
     known = fingerprints(sglang.url)
     assert known.at_look() == 0
@@ -306,13 +228,13 @@ def test_blocks_are_labelled_only_if_the_label_was_in_force_at_the_look_before(
     assert [known.at_look(), known.at_look()] == [0, 0]
 
 
-def test_a_full_table_leaves_blocks_unlabelled(sglang: Frontend, fingerprints: Make) -> None:
+def test_a_full_table_leaves_blocks_unlabelled(sglang: SglangFrontend, fingerprints: Make) -> None:
     known = fingerprints(sglang.url, table=Table(labels_max=0))
     known.look()
     assert known.present() == 0
 
 
-def test_its_thread_follows_sglang_and_ends_with_the_daemon(sglang: Frontend) -> None:
+def test_its_thread_follows_sglang_and_ends_with_the_daemon(sglang: SglangFrontend) -> None:
     stopping = threading.Event()
     known = Fingerprints("", sglang.url, Table().number, stopping)
     thread = threading.Thread(target=known.run)
