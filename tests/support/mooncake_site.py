@@ -229,13 +229,20 @@ class MooncakeSite:
     def store_url(self, index: int = 0) -> str:
         return f"http://127.0.0.1:{self._service_ports[index]}"
 
-    def start_store(self, index: int = 0, *, launcher: bool = False, wait: bool = True) -> None:
-        """A store service without memory of its own; `launcher` runs `snapd mooncake-store`."""
-        module = ["snapd", "mooncake-store"] if launcher else ["mooncake.mooncake_store_service"]
-        command = [self.python, "-m", *module, "--port", str(self._service_ports[index])]
+    def start_store(
+        self,
+        index: int = 0,
+        *,
+        launcher: bool = False,
+        wait: bool = True,
+        prefix: Sequence[str] = (),
+    ) -> None:
+        """A store service without memory of its own; `launcher` runs `snapd mooncake-store`, and
+        `prefix` is a command that runs it (another user, another namespace)."""
+        program = ["-m", "mooncake.mooncake_store_service"]
         if launcher:
-            snapd = "from snapd.cli.snapd import main; main()"
-            command = [self.python, "-c", snapd, "mooncake-store", *command[-2:]]
+            program = ["-c", "from snapd.cli.snapd import main; main()", "mooncake-store"]
+        command = [self.python, *program, "--port", str(self._service_ports[index])]
         environment = {
             "MOONCAKE_MASTER": self.master,
             "MOONCAKE_TE_META_DATA_SERVER": self.metadata,
@@ -246,7 +253,7 @@ class MooncakeSite:
             "SNAPD_RUNTIME_DIR": str(self.snapd.runtime),
             "PYTHONPATH": str(ROOT),
         }
-        self.stores[index] = self._spawn(f"store-{index}", command, environment)
+        self.stores[index] = self._spawn(f"store-{index}", [*prefix, *command], environment)
         if wait:
             self.until(f"store {index} answers", lambda: self.store_answers(index))
 
