@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +36,14 @@ LABEL = (
     "load_format=auto model_path=Qwen/Qwen3-8B page_size=64 pp_size=1 tp_size=2 "
     "weight_version=default"
 )
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # the client may be gone, as in life
+            super().handle_error(request, client_address)
 
 
 class SglangFrontend:
@@ -69,17 +78,15 @@ class SglangFrontend:
                 frontend.asked.append(self.path)
                 time.sleep(frontend.slow_seconds)
                 status, body = frontend.pages.get(self.path, (404, b'{"detail":"Not Found"}'))
-                with contextlib.suppress(ConnectionError):  # who asked may not have waited
-                    self.send_response(status)
-                    self.send_header("Content-Length", str(len(body)))
-                    self.end_headers()
-                    self.wfile.write(body)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", self._port), Handler)
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
