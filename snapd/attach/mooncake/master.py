@@ -329,6 +329,11 @@ def _questions(keys: KeyColumn) -> Iterable[tuple[int, list[str | None]]]:
         first = last
 
 
+def is_askable(key: bytes) -> bool:
+    """Whether a master can be asked about this key, and lists it as it is."""
+    return b"\n" not in key and _askable(key) is not None
+
+
 def _askable(key: bytes) -> str | None:
     if not key or b"," in key or len(key) > _LOCATE_BYTES_MAX:
         return None

@@ -16,6 +16,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,8 +25,8 @@ import numpy as np
 from snapd import __version__
 from snapd.attach.backoff import Backoff
 from snapd.attach.port import I32
-from snapd.blocks import KeyColumn
-from snapd.blocks.keys import I64, U8, U64
+from snapd.blocks import BlockTable, KeyColumn
+from snapd.blocks.keys import I64, U8, U64, Bools
 from snapd.config import Settings, event
 from snapd.disk.port import DISK_ALIGNMENT
 from snapd.errors import SegmentError, SnapdError, StoreUnavailableError
@@ -48,6 +50,7 @@ PUT_SECONDS_MAX = 60.0
 _CONNECT_SECONDS_MAX = 2.0
 _CHILD_START_SECONDS_MAX = 20.0
 _CHILD_END_SECONDS_MAX = 3.0
+_CHILD_IDLE_SECONDS = 5.0
 _MESSAGE_KEY_BYTES_MAX = 8 * 2**20
 _logger = logging.getLogger(__name__)
 
@@ -160,23 +163,102 @@ class Putter:
 
 
 class Putters:
-    """Finds the putter of each store, and keeps a child for those that have none."""
+    """Finds the putter of each store, keeps a child for those that have none, and remembers what
+    all lanes of the daemon have to know of each other. Safe for several threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._runtime_dir = settings.runtime_dir
         self._child = PutterChild(settings)
+        self.turn = threading.Lock()
+        """Held around a put and all that is asked about it: a lane that takes a block out again
+        moves the counters that another one watches."""
+        self._lock = threading.Lock()
+        self._users = 0
+        self._reserved: Counter[int] = Counter()
+        self._doubted: set[bytes] = set()
+        self._attempts: Counter[tuple[int, int]] = Counter()
 
     def connect(self, store_url: str, staging: StagingMemory) -> Putter:
-        """A connection for the store at this URL. Raises StoreUnavailableError, SnapdError."""
+        """A connection for the store at this URL, which ends with `closed`. Raises
+        StoreUnavailableError, SnapdError."""
+        with self._lock:
+            self._users += 1
+        try:
+            return self._connect(store_url, staging)
+        except BaseException:
+            self.closed()
+            raise
+
+    def closed(self) -> None:
+        """A connection was closed. The child ends some time after the last one."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                timer = threading.Timer(_CHILD_IDLE_SECONDS, self._end_if_idle)
+                timer.daemon = True
+                timer.start()
+
+    # --- bytes on their way -------------------------------------------------------------------
+
+    def reserve(self, by_store: Mapping[int, int]) -> None:
+        """So many bytes are on their way to each store."""
+        with self._lock:
+            self._reserved.update(by_store)
+
+    def release(self, by_store: Mapping[int, int]) -> None:
+        """They have arrived, or will not."""
+        with self._lock:
+            self._reserved.subtract(by_store)
+
+    def reserved(self, store: int | None = None) -> int:
+        """Bytes on their way to one store, or to all."""
+        with self._lock:
+            return self._reserved.total() if store is None else self._reserved[store]
+
+    # --- blocks in doubt ----------------------------------------------------------------------
+
+    def doubt(self, keys: KeyColumn, gone: Bools) -> None:
+        """These keys were to be taken out again; those that are not `gone`, bool [n], still are."""
+        with self._lock:
+            for key, is_gone in zip(keys.to_list(), gone.tolist(), strict=True):
+                if is_gone:
+                    self._doubted.discard(key)
+                else:
+                    self._doubted.add(key)
+
+    def doubted(self, keys: KeyColumn) -> Bools:
+        """Which of these keys are to be taken out again, bool [n]."""
+        with self._lock:
+            if not self._doubted:
+                return np.zeros(len(keys), np.bool_)
+            return np.array([key in self._doubted for key in keys.to_list()], np.bool_)
+
+    def failed_too_often(self, table: BlockTable, failed: Bools, attempts_max: int) -> Bools:
+        """Count a failed put of these blocks; which have failed so often, bool [n]."""
+        result: Bools = np.zeros(len(table), np.bool_)
+        with self._lock:
+            for row in np.flatnonzero(failed).tolist():
+                version = (int(table.slot[row]), int(table.slot_sequence[row]))
+                self._attempts[version] += 1
+                result[row] = self._attempts[version] >= attempts_max
+        return result
+
+    def close(self) -> None:
+        """End the child, if there is one. Idempotent; `connect` starts another."""
+        self._child.stop()
+
+    def _end_if_idle(self) -> None:
+        with self._lock:
+            idle = self._users == 0
+        if idle:  # who connects just now finds the connection broken, and comes again
+            self._child.stop()
+
+    def _connect(self, store_url: str, staging: StagingMemory) -> Putter:
         port = urlsplit(store_url).port or 80
         with contextlib.suppress(StoreUnavailableError):
             return Putter(put_socket(self._runtime_dir, port), staging)
         self._child.require()
         return Putter(child_socket(self._runtime_dir), staging)
-
-    def close(self) -> None:
-        """End the child, if there is one. Idempotent; `connect` starts another."""
-        self._child.stop()
 
 
 class PutterChild:
