@@ -21,4 +21,4 @@ def mooncake_store(arguments: tuple[str, ...]) -> int:
     ARGUMENTS are those of `python -m mooncake.mooncake_store_service`, and so is the environment.
     The daemon puts blocks back through a socket in runtime_dir (SNAPD_RUNTIME_DIR).
     """
-    return run_store_service(load_settings(None, os.environ), arguments)
+    return run_store_service(load_settings(None, os.environ, {"store": "mooncake"}), arguments)

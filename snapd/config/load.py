@@ -20,6 +20,9 @@ DEFAULT_FILE = Path("/etc/mooncake-snapd/snapd.toml")
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Settings)}
 _VARIABLES = tuple(variable for key in _TYPES for variable in environment_variables(key))
 _MISSPELT_RATIO = 0.9
+_SEGMENT_SIZE = "MOONCAKE_GLOBAL_SEGMENT_SIZE"
+"""In Mooncake 0 bytes are what a store service has that mounts our memory. Where it shares its
+environment with snapd, that says nothing of the size of ours."""
 _DEFAULTS = Settings()
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -51,11 +54,15 @@ def load_settings(
     for key, value in _read_file(file).items():
         values[key] = _check(key, value, str(file or DEFAULT_FILE))
     _refuse_misspelt(environment)
+    given = flags or {}
+    store = given.get("store") or environment.get("SNAPD_STORE") or values.get("store")
+    if store == "mooncake" and _is_no_bytes(environment.get(_SEGMENT_SIZE, "")):
+        environment = {name: environment[name] for name in environment if name != _SEGMENT_SIZE}
     for key in _TYPES:
         for variable in reversed(environment_variables(key)):
             if variable in environment:
                 values[key] = _check(key, environment[variable], f"environment ({variable})")
-    for key, value in (flags or {}).items():
+    for key, value in given.items():
         if value is not None:
             values[key] = _check(key, value, f"flag (--{key.replace('_', '-')})")
     return Settings(**values)
@@ -70,6 +77,13 @@ def _refuse_misspelt(environment: Mapping[str, str]) -> None:
     for name in unknown:
         if near := difflib.get_close_matches(name, _VARIABLES, n=1, cutoff=_MISSPELT_RATIO):
             raise SettingError(f"unknown setting {name} in environment; did you mean {near[0]}?")
+
+
+def _is_no_bytes(text: str) -> bool:
+    try:
+        return parse_bytes(text) == 0
+    except ValueError:
+        return False
 
 
 def _read_file(file: Path | None) -> dict[str, Any]:

@@ -130,7 +130,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Annotated[int, Meta(ge=1 << 20, le=1 << 50)],
         setting(
             "Bytes of block data that the bundled store, or each Mooncake store, holds (or text "
-            "such as 4gb)."
+            "such as 4gb). With store = mooncake, Mooncake's variable is passed over at 0, as its "
+            "store service has it."
         ),
     ] = 4 * 2**30
     segment_path: Annotated[

@@ -86,6 +86,23 @@ def test_our_own_variable_wins_over_mooncakes(tmp_path: Path) -> None:
     assert load_settings(empty_file(tmp_path), environment).persistent_path == "/ours"
 
 
+@pytest.mark.parametrize("text", ["0", "0gb", " 0b "])
+def test_a_store_service_without_memory_of_its_own_says_nothing_to_us(
+    tmp_path: Path, text: str
+) -> None:
+    environment = {"MOONCAKE_GLOBAL_SEGMENT_SIZE": text, "SNAPD_STORE": "mooncake"}
+    settings = load_settings(empty_file(tmp_path), environment)
+    assert settings.global_segment_size == Settings().global_segment_size
+    with pytest.raises(SettingError, match="MOONCAKE_GLOBAL_SEGMENT_SIZE"):
+        load_settings(empty_file(tmp_path), environment, {"store": "bundled"})
+    load_settings(file_with(tmp_path, 'store = "mooncake"'), {"MOONCAKE_GLOBAL_SEGMENT_SIZE": text})
+    environment["SNAPD_GLOBAL_SEGMENT_SIZE"] = "1gb"
+    assert load_settings(empty_file(tmp_path), environment).global_segment_size == 2**30
+    environment["SNAPD_GLOBAL_SEGMENT_SIZE"] = text
+    with pytest.raises(SettingError, match="SNAPD_GLOBAL_SEGMENT_SIZE"):
+        load_settings(empty_file(tmp_path), environment)
+
+
 @pytest.mark.parametrize("word", ["true", "1", "yes", "on", "TRUE", " On "])
 def test_words_for_true(tmp_path: Path, word: str) -> None:
     environment = {"MOONCAKE_STORE_ENABLE_WARMUP": word}
