@@ -79,6 +79,9 @@ class BundledSource:
         self._view = view
         self._connection = connection
 
+    def refresh(self) -> None:
+        """The slot table is always up to date."""
+
     def scan(self) -> Scan:
         """Straight from the slot table: two columns, no record is checked yet (see `describe`)."""
         slots = self._view.slots

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from snapd import __version__
 from snapd.attach.bundled import BundledFeed, BundledRemover, BundledSink, BundledSource
-from snapd.attach.port import Feed, Remover, Sink, Source
+from snapd.attach.port import AttachedStore, Feed, Remover, Sink, Source
 from snapd.errors import SnapdError, StoreUnavailableError
+from snapd.plans.residency import Residency
 from snapd.segment.view import SegmentView
 from snapd.wire.connection import Connection
 from snapd.wire.messages import (
@@ -44,9 +45,18 @@ class BundledStore:
     _sinks: weakref.WeakSet[BundledSink] = field(default_factory=weakref.WeakSet)
 
     @property
-    def slots(self) -> int:
-        """Records in the slot table."""
-        return len(self.view.slots)
+    def serves_cold(self) -> bool:
+        """Readers wait for a cold block, and it is loaded for them."""
+        return True
+
+    @property
+    def open_remover(self) -> Callable[[], Remover]:
+        """A remover. Raises as `connect` does."""
+        return self._remover
+
+    def begin(self, residency: Residency | None) -> Residency:
+        """The one before, or one of this slot table."""
+        return residency if residency is not None else Residency(len(self.view.slots))
 
     def source(self) -> Source:
         """A source; without pins when the store does not answer."""
@@ -63,8 +73,10 @@ class BundledStore:
         self._sinks.add(sink)
         return sink
 
-    def unmap(self) -> bool:
-        """Give the segment's memory back, unless a sink may still write into it; says whether."""
+    def leave(self, successor: AttachedStore) -> bool:
+        """Unmap the segment, unless the successor has the same one or a sink may still write."""
+        if isinstance(successor, BundledStore) and successor.view is self.view:
+            return True
         if any(not sink.closed for sink in list(self._sinks)):
             return False
         self.view.close()
@@ -75,14 +87,17 @@ class BundledStore:
         connection, _ = self.connect()
         return BundledFeed(connection)
 
-    def remover(self) -> Remover:
-        """A remover. Raises as `connect` does."""
-        connection, _ = self.connect()
-        return BundledRemover(connection)
-
     def stats(self) -> StatsReply:
         """Counters and gauges. Raises StoreUnavailableError."""
         return self.control.call(Stats(), StatsReply, _ANSWER_SECONDS)
+
+    def close(self) -> None:
+        """Close the control connection."""
+        self.control.close()
+
+    def _remover(self) -> Remover:
+        connection, _ = self.connect()
+        return BundledRemover(connection)
 
 
 class BundledConnector:
@@ -92,7 +107,7 @@ class BundledConnector:
         self.path = path
         self._daemon_id = secrets.token_bytes(16)
 
-    def attach(self, previous: BundledStore | None) -> BundledStore:
+    def attach(self, previous: AttachedStore | None) -> BundledStore:
         """Connect and map. `previous` lends its mapping where the segment is still the same.
 
         Raises StoreUnavailableError when nobody answers, SnapdError when the store refuses (another
@@ -100,8 +115,9 @@ class BundledConnector:
         """
         connection, hello, epoch = self._connect()
         try:
-            if previous is not None and previous.segment_id == hello.segment_id:
-                view = previous.view
+            known = previous if isinstance(previous, BundledStore) else None
+            if known is not None and known.segment_id == hello.segment_id:
+                view = known.view
             else:
                 view = SegmentView(hello.segment_path, hello.segment_id)
         except SnapdError:

@@ -8,7 +8,7 @@ with other bytes. Each thread has a source or a sink of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -19,6 +19,8 @@ import numpy.typing as npt
 from snapd.blocks import BlockTable, KeyColumn
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.blocks.table import F32, U32
+from snapd.plans.residency import Residency
+from snapd.wire.messages import StatsReply
 
 I32 = npt.NDArray[np.int32]
 
@@ -128,6 +130,10 @@ class Source(Protocol):
     `still` and the checksums decide.
     """
 
+    def refresh(self) -> None:
+        """Have the next scan show everything that was put before this call, as far as the store
+        answers. Never raises."""
+
     def scan(self) -> Scan:
         """What every slot holds now. Raises StoreUnavailableError where the store must be asked."""
 
@@ -189,3 +195,64 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """End the connection; idempotent. Writes must have ended."""
+
+
+class AttachedStore(Protocol):
+    """One life of a store that the daemon is attached to."""
+
+    @property
+    def segment_id(self) -> bytes:
+        """The incarnation of its blocks, 16 bytes."""
+
+    @property
+    def boot_id(self) -> bytes:
+        """This life of its process, 16 bytes."""
+
+    @property
+    def epoch(self) -> int:
+        """Remove-alls in the segment's life when this daemon attached."""
+
+    @property
+    def version(self) -> str:
+        """What the store calls itself."""
+
+    @property
+    def serves_cold(self) -> bool:
+        """Whether readers get cold blocks, too: else they are misses until they are put back."""
+
+    @property
+    def open_remover(self) -> Callable[[], Remover] | None:
+        """Opens a remover for the calling thread; None: this store has none."""
+
+    def begin(self, residency: Residency | None) -> Residency:
+        """What the life before still held is written, or lost: this one begins. Returns what is
+        known of its slots: `residency` where that was the same segment's. Called once."""
+
+    def source(self) -> Source:
+        """A source for the calling thread. Never raises."""
+
+    def sink(self) -> Sink:
+        """A sink for the calling thread. Raises StoreUnavailableError."""
+
+    def feed(self) -> Feed:
+        """A feed for the calling thread. Raises StoreUnavailableError."""
+
+    def stats(self) -> StatsReply:
+        """Counters and gauges; raises StoreUnavailableError when this life is over."""
+
+    def leave(self, successor: AttachedStore) -> bool:
+        """`successor` has everything that this one had: give its memory back, unless somebody may
+        still write into it; says whether."""
+
+    def close(self) -> None:
+        """End the connection of the thread that attached. What is mapped stays so."""
+
+
+class Connector(Protocol):
+    """Attaches to whichever store there is, life after life."""
+
+    def attach(self, previous: AttachedStore | None) -> AttachedStore:
+        """The store's present life; `previous` is the one before.
+
+        Raises StoreUnavailableError when nobody answers, SnapdError when the store refuses.
+        """

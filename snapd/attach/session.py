@@ -40,6 +40,8 @@ class Session:
     """A feed for the calling thread. Raises as `open_sink` does."""
     open_remover: Callable[[], Remover] | None = None
     """A remover for the calling thread. Raises as `open_sink` does. None: this store has none."""
+    serves_cold: bool = True
+    """Whether readers get cold blocks, too: else they are misses until they are put back."""
     refused: list[I64] = field(default_factory=list)
     """Catalog rows whose keys the store knew when they were to be registered cold. Those that no
     slot turns out to hold were replaced or evicted since. Guarded by the residency's lock."""
@@ -54,6 +56,9 @@ class Session:
     settled: threading.Event = field(default_factory=threading.Event)
     """Set when every slot has been matched with the catalog after that. From then on what leaves
     the store leaves the live set; before, a block that is not there may only be not there yet."""
+
+    warmed: threading.Event = field(default_factory=threading.Event)
+    """Set when the background warm-up of this session ended: everything is back that fits."""
 
     def moved(self, old: I64, new: I64) -> None:
         """Compaction copied the blocks of these catalog rows: keep the new ones from now on. The

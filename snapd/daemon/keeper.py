@@ -10,11 +10,10 @@ from contextlib import closing
 from typing import Protocol
 
 from snapd.attach.backoff import Backoff
-from snapd.attach.connect import BundledConnector, BundledStore
+from snapd.attach.port import AttachedStore, Connector
 from snapd.attach.session import Link, Session
 from snapd.config import event
 from snapd.errors import SnapdError, StoreUnavailableError
-from snapd.plans.residency import Residency
 from snapd.repository import Repository
 from snapd.warmup.reconcile import Registrar
 from snapd.wire.messages import StatsReply
@@ -41,7 +40,7 @@ class Keeper:
         self,
         repository: Repository,
         link: Link,
-        connector: BundledConnector,
+        connector: Connector,
         registrar: Registrar,
         observer: KeeperObserver,
         *,
@@ -59,7 +58,7 @@ class Keeper:
         self._flush_soon = flush_soon
         self._on_served = on_served
         self._ended = ended
-        self._store: BundledStore | None = None
+        self._store: AttachedStore | None = None
         self._backoff = Backoff(
             _logger, "attach to the store", first_seconds=0.02, most_seconds=0.25
         )
@@ -86,7 +85,7 @@ class Keeper:
                 self._observer.store_up(up=False)
                 self._ended.wait(self._backoff.failed(error))
 
-    def _attach(self) -> tuple[Session, BundledStore]:
+    def _attach(self) -> tuple[Session, AttachedStore]:
         previous = self._link.session
         store = self._connector.attach(self._store)
         try:
@@ -94,12 +93,11 @@ class Keeper:
             if previous is not None and not same_segment:
                 self._leave()
             incarnation = self._repository.incarnation(store.segment_id)
+            known = previous.residency if previous is not None and same_segment else None
+            residency = store.begin(known)
         except SnapdError:
-            store.control.close()
+            store.close()
             raise
-        residency = (
-            previous.residency if previous is not None and same_segment else Residency(store.slots)
-        )
         session = Session(
             segment_id=store.segment_id,
             boot_id=store.boot_id,
@@ -110,7 +108,8 @@ class Keeper:
             open_source=store.source,
             open_sink=store.sink,
             open_feed=store.feed,
-            open_remover=store.remover,
+            open_remover=store.open_remover,
+            serves_cold=store.serves_cold,
         )
         return session, store
 
@@ -124,7 +123,7 @@ class Keeper:
         except (SnapdError, TimeoutError) as error:
             event(_logger, logging.WARNING, "left blocks in an abandoned segment", error=error)
 
-    def _serve(self, session: Session, store: BundledStore) -> None:
+    def _serve(self, session: Session, store: AttachedStore) -> None:
         retired = self._store
         self._store = store
         self._link.publish(session)
@@ -143,12 +142,12 @@ class Keeper:
             self._watch(session, store, retired)
         finally:
             session.lost.set()
-            store.control.close()
+            store.close()
             self._observer.store_up(up=False)
             # What was published and not yet written is safe only as long as the segment is.
             self._flush_soon()
 
-    def _reconcile(self, session: Session, store: BundledStore) -> None:
+    def _reconcile(self, session: Session, store: AttachedStore) -> None:
         while not session.drained.wait(0.1):
             if self._ended.is_set() or session.lost.is_set():
                 raise StoreUnavailableError("the store was lost before its removals were read")
@@ -159,16 +158,16 @@ class Keeper:
         # The next look settles every slot; until then nothing that leaves is let go.
         self._flush_soon()
 
-    def _watch(self, session: Session, store: BundledStore, retired: BundledStore | None) -> None:
+    def _watch(self, session: Session, store: AttachedStore, retired: AttachedStore | None) -> None:
         while not self._ended.is_set() and not session.lost.is_set():
             self._look(store)
-            # Once the flusher has gone over to the new segment, and no lane writes into the old one
-            # any more, its memory can go.
-            if retired is not None and session.settled.is_set() and _left(retired, store):
+            # Once the flusher has gone over to the new segment, what is put back from the old one
+            # is back, and no lane writes into it any more, its memory can go.
+            if retired is not None and _is_whole(session) and retired.leave(store):
                 retired = None
             session.lost.wait(_STATS_SECONDS)
 
-    def _look(self, store: BundledStore) -> None:
+    def _look(self, store: AttachedStore) -> None:
         """Ask for the counters, which is the health check as well."""
         before, self.stats = self.stats, store.stats()
         if before is not None and before.uptime_seconds > self.stats.uptime_seconds:
@@ -177,6 +176,7 @@ class Keeper:
         self._observer.store_up(up=True)
 
 
-def _left(retired: BundledStore, store: BundledStore) -> bool:
-    """Give back the memory of a segment that was left; whether there is none to give back now."""
-    return retired.view is store.view or retired.unmap()
+def _is_whole(session: Session) -> bool:
+    """Whether nothing is needed any more of what the session before had: every slot is matched, and
+    blocks that a store does not serve from disk are back."""
+    return session.settled.is_set() and (session.serves_cold or session.warmed.is_set())

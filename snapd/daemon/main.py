@@ -14,17 +14,18 @@ from functools import partial
 from types import FrameType
 
 from snapd.attach.backoff import Backoff
-from snapd.attach.connect import BundledConnector
+from snapd.attach.mooncake.fingerprint import Fingerprints
 from snapd.attach.session import Link
 from snapd.blocks import Codec
 from snapd.config import Settings, event
+from snapd.daemon.connectors import open_connector, open_fingerprints
 from snapd.daemon.events import EventsWorker
 from snapd.daemon.http import HttpServer
 from snapd.daemon.keeper import Keeper
 from snapd.daemon.notify import notify, watchdog_seconds
 from snapd.daemon.pacer import Pacer
 from snapd.daemon.state import DaemonState
-from snapd.daemon.supervise import StoreSupervisor, store_socket
+from snapd.daemon.supervise import StoreSupervisor
 from snapd.daemon.upkeep import Upkeep
 from snapd.daemon.waiting import wait_for_disk
 from snapd.daemon.workers import Workers
@@ -61,9 +62,9 @@ def run_daemon(settings: Settings, with_store: bool) -> int:
             f"repository_bytes_max = {settings.repository_bytes_max}: at least "
             f"{BUDGET_BYTES_MIN} are needed, or 0 for no limit"
         )
-    if settings.store != "bundled":
+    if with_store and settings.store != "bundled":
         raise SettingError(
-            f"store = {settings.store!r}: only the bundled store can be attached yet"
+            f"store = {settings.store!r}: --with-store runs the bundled store, and no other"
         )
     _return_freed_memory()
     stopping = threading.Event()
@@ -154,10 +155,11 @@ class Daemon:
         metrics.flush_lag(self._flusher.lag_seconds)
         events = EventsWorker(repository, link, metrics, self._ended)
         registrar = Registrar(repository, events)
+        fingerprints = open_fingerprints(settings, repository, stopping)
         self._keeper = Keeper(
             repository,
             link,
-            BundledConnector(store_socket(settings)),
+            open_connector(settings, metrics, self._flusher.flush_soon, fingerprints),
             registrar,
             metrics,
             flush_soon=self._flusher.flush_soon,
@@ -165,7 +167,15 @@ class Daemon:
             ended=self._ended,
         )
         loader = Loader(repository, link, demand, metrics, stopping)
-        warmer = Warmer(repository, link, demand, pace=pace, observer=metrics, stopping=stopping)
+        warmer = Warmer(
+            repository,
+            link,
+            demand,
+            pace=pace,
+            observer=metrics,
+            stopping=stopping,
+            fingerprint=None if fingerprints is None else fingerprints.present,
+        )
         rewrite = partial(repository.compact, pace=pace, adopting=link.adopting)
         self._workers = Workers(on_failure=stopping.set)
         self._state = DaemonState(
@@ -181,17 +191,31 @@ class Daemon:
             events=events,
             workers=self._workers,
             upkeep=Upkeep(repository, link, events, rewrite),
+            fingerprints=fingerprints,
         )
-        self._work: dict[str, Callable[[], None]] = {
+        self._work = self._list_work(events, loader, warmer, fingerprints)
+
+    def _list_work(
+        self,
+        events: EventsWorker,
+        loader: Loader,
+        warmer: Warmer,
+        fingerprints: Fingerprints | None,
+    ) -> dict[str, Callable[[], None]]:
+        """What the threads do, by their names."""
+        work = {
             "flusher": self._flusher.run,
             "events": events.run,
             "keeper": self._keeper.run,
             "loader": loader.run,
-            "compactor": writers.compactor.run,
+            "compactor": self._writers.compactor.run,
             "housekeeper": self._keep_house,
         }
-        if settings.enable_warmup:
-            self._work["warmer"] = warmer.run
+        if self._settings.enable_warmup:
+            work["warmer"] = warmer.run
+        if fingerprints is not None:
+            work["fingerprints"] = fingerprints.run
+        return work
 
     def run(self, *, with_store: bool) -> int:
         """Start everything, wait, stop everything; the exit code."""

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from snapd import __version__
+from snapd.attach.mooncake.fingerprint import Fingerprints
 from snapd.attach.session import Link
 from snapd.config import Settings
 from snapd.daemon.events import EventsWorker
@@ -53,6 +54,8 @@ class DaemonState:
     events: EventsWorker
     workers: Workers
     upkeep: Upkeep
+    fingerprints: Fingerprints | None = None
+    """None with the bundled store, whose clients say their own."""
     supervisor: StoreSupervisor | None = None
     http_address: str = ""
     recovery_error: str = ""
@@ -121,6 +124,9 @@ class DaemonState:
             return "reading removals from before"
         if not session.served.is_set():
             return f"registering blocks: {self.registrar.registered} of {self.registrar.total}"
+        warms = self.settings.enable_warmup and not session.serves_cold
+        if warms and not session.warmed.is_set():
+            return f"putting back {self.warmer.handled} of {self.warmer.planned} blocks"
         return None
 
     def problems(self) -> Sequence[str]:
@@ -137,6 +143,7 @@ class DaemonState:
             self.loader.backoff.error,
             self.disk_error,
             self._full(),
+            self.fingerprints.problem if self.fingerprints is not None else "",
         )
         return list(dict.fromkeys(error for error in candidates if error))
 
@@ -151,6 +158,14 @@ class DaemonState:
             future.set_exception(SnapdError("the repository is still being read: ask again"))
             return future
         return self.writers.flusher.request_snapshot()
+
+    def request_flush(self) -> Future[None]:
+        """Ask the flusher."""
+        if self.recovery is None:
+            future: Future[None] = Future()
+            future.set_exception(SnapdError("the repository is still being read: ask again"))
+            return future
+        return self.writers.flusher.flush_soon()
 
     def prune(
         self, retain: int | None, *, move_unreadable: bool, dry_run: bool
@@ -194,6 +209,7 @@ class DaemonState:
             "flush": self._flush(),
             "budget": self._budget(),
             "warmup": self._warmup(),
+            "fingerprint": self._fingerprint(),
             "errors": self.problems(),
         }
 
@@ -267,7 +283,14 @@ class DaemonState:
             "handled": self.warmer.handled,
             "registered": self.registrar.registered,
             "without_slot": self.registrar.refused_for_space,
+            "withheld": self.warmer.withheld,
         }
+
+    def _fingerprint(self) -> Mapping[str, Any] | None:
+        """The label that blocks get now, and need to be put back; null with the bundled store."""
+        if self.fingerprints is None:
+            return None
+        return {"label": self.fingerprints.label, "problem": self.fingerprints.problem}
 
     def _full(self) -> str:
         if self.space is None or self.space.bound == "budget":

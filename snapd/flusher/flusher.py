@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from snapd.attach.backoff import Backoff
 from snapd.attach.port import PINNED_BYTES_MAX, Source
 from snapd.attach.session import Link, Session
 from snapd.config import Settings, event
-from snapd.errors import SnapdError
+from snapd.errors import RefusedError, SnapdError
 from snapd.flusher.admission import Admission
 from snapd.flusher.budget import Budget
 from snapd.flusher.commit import commit_in_room
@@ -35,6 +35,9 @@ LAST_PIECE_BYTES = 8 * 2**20
 """Bytes written at a time when the daemon ends: on a slow disk the deadline must be met."""
 
 _logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+"""What a request is answered with."""
 
 
 class FlushObserver(Protocol):
@@ -120,6 +123,7 @@ class Flusher:
         self._flush_requests: list[Future[None]] = []
         self._commit_requests: list[Future[Mapping[str, Any]]] = []
         self._stop_by: float | None = None
+        self._has_ended = False
         self._quiesce: Callable[[], None] = _nothing
         self._source: tuple[Session, Source] | None = None
         self._heat: HeatBook | None = None
@@ -174,26 +178,24 @@ class Flusher:
 
     def request_snapshot(self) -> Future[Mapping[str, Any]]:
         """A snapshot as soon as possible. The future fails with `SnapdError`."""
-        future: Future[Mapping[str, Any]] = Future()
-        with self._wake:
-            self._snapshot_requests.append(future)
-            self._wake.notify()
-        return future
+        return self._request(self._snapshot_requests)
 
     def request_commit(self) -> Future[Mapping[str, Any]]:
         """A snapshot of what is in sealed packs, at once and without a flush: so that space which
         nothing needs any more comes back. The future fails with `SnapdError`."""
-        future: Future[Mapping[str, Any]] = Future()
-        with self._wake:
-            self._commit_requests.append(future)
-            self._wake.notify()
-        return future
+        return self._request(self._commit_requests)
 
     def flush_soon(self) -> Future[None]:
         """A flush as soon as possible. The future fails with `SnapdError`."""
-        future: Future[None] = Future()
+        return self._request(self._flush_requests)
+
+    def _request(self, queue: list[Future[Answer]]) -> Future[Answer]:
+        future: Future[Answer] = Future()
         with self._wake:
-            self._flush_requests.append(future)
+            if self._has_ended:
+                future.set_exception(_stopped())
+                return future
+            queue.append(future)
             self._wake.notify()
         return future
 
@@ -216,9 +218,9 @@ class Flusher:
             with self._wake:
                 self._wake.wait_for(self._has_work, self._idle_seconds())
                 stop_by = self._stop_by
-                snapshots, self._snapshot_requests = self._snapshot_requests, []
-                flushes, self._flush_requests = self._flush_requests, []
-                commits, self._commit_requests = self._commit_requests, []
+                snapshots = _taken(self._snapshot_requests)
+                flushes = _taken(self._flush_requests)
+                commits = _taken(self._commit_requests)
             if stop_by is not None:
                 self._finish(stop_by, [*snapshots, *commits], flushes)
                 return
@@ -232,7 +234,9 @@ class Flusher:
             if asked or now >= min(self._snapshot_at, self._flush_at):
                 # A first flush may take longer than many intervals: each gets its snapshot of what
                 # is in sealed packs by then, and the flush goes on after it.
-                error = self._flush(self._until_stopped if asked else self._until_interrupted)
+                error = self._flush(
+                    self._until_stopped if asked else self._until_interrupted, refresh=asked
+                )
                 _answer(flushes, error)
                 if snapshots or time.monotonic() >= self._snapshot_at:
                     self._snapshot(snapshots, error)
@@ -267,27 +271,49 @@ class Flusher:
         """The last flush: hottest first, in time for a manifest, whatever is left out."""
         remaining = max(0.0, stop_by - time.monotonic())
         writes_by = stop_by - _COMMIT_SHARE * remaining
-        self._flush(lambda: writes_by, self._last_piece_bytes_max)
+        self._flush(lambda: writes_by, self._last_piece_bytes_max, refresh=True)
         self._quiesce()
-        error = self._flush(lambda: writes_by, self._last_piece_bytes_max)
+        error = self._flush(lambda: writes_by, self._last_piece_bytes_max, refresh=True)
         _answer(flushes, error)
         # Even where blocks could not be written, what is in sealed packs gets its manifest.
         self._snapshot(snapshots, None)
         self.final_error = self.final_error or error
+        self._refuse_late()
+
+    def _refuse_late(self) -> None:
+        """Answer those who asked after the last look: a store service that is about to end waits
+        for this answer, and need not wait longer."""
+        with self._wake:
+            self._has_ended = True
+            late: list[Future[Any]] = [
+                *_taken(self._snapshot_requests),
+                *_taken(self._commit_requests),
+                *_taken(self._flush_requests),
+            ]
+        for request in late:
+            request.set_exception(_stopped())
 
     def _flush(
-        self, deadline: Callable[[], float], piece_bytes_max: int | None = None
+        self,
+        deadline: Callable[[], float],
+        piece_bytes_max: int | None = None,
+        *,
+        refresh: bool = False,
     ) -> SnapdError | None:
-        """One flush; the error that ended it, if one did."""
+        """One flush; the error that ended it, if one did. With `refresh` it has everything that
+        was put before it began, however the source learns of it."""
         started = time.monotonic()
         self._flush_at = started + self._settings.flush_sec
         session = self._link.session
         if session is None:
             self._flushed_until = self._durable_until = started
             return None
+        source = self._source_of(session)
+        if refresh and not session.lost.is_set():
+            source.refresh()
         flush = Flush(
             session,
-            self._source_of(session),
+            source,
             self._repository,
             self._pace,
             self._admission,
@@ -434,6 +460,16 @@ def _answer(requests: list[Future[None]], error: SnapdError | None) -> None:
             request.set_result(None)
         else:
             request.set_exception(error)
+
+
+def _taken(queue: list[Future[Answer]]) -> list[Future[Answer]]:
+    requests = queue[:]
+    queue.clear()
+    return requests
+
+
+def _stopped() -> RefusedError:
+    return RefusedError("the daemon is stopping, and has written what it will write")
 
 
 def _nothing() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from snapd import __version__
+from snapd.attach.mooncake.poll import Look
 from snapd.wire.messages import StatsReply
 
 SNAPSHOT_FAILURE_REASONS = ("disk", "integrity", "deadline", "other")
@@ -21,6 +22,7 @@ QUARANTINE_REASONS = ("segment", "pack", "store", "unreadable")
 DROP_REASONS = ("budget", "disk")
 """What set the limit: the setting, the disk's free space, or a write that the disk refused."""
 LEFT_OUT_REASONS = ("colder", "no_space", "write_budget")
+LOOK_RESULTS = ("new", "rewritten", "vanished", "moved", "in_doubt")
 LOAD_RESULTS = (
     *("loaded", "from_memory", "superseded", "rejected"),
     *("no_space", "no_slot", "failed", "other_fingerprint"),
@@ -38,6 +40,7 @@ class Metrics:
         self._disk_metrics()
         self._warmup_metrics()
         self._store_metrics()
+        self._mooncake_metrics()
         info = self._gauge(
             "build_info", "Versions of what runs; the value is always 1.", "version", "python"
         )
@@ -176,6 +179,21 @@ class Metrics:
             since = getattr(before, name) if before is not None else 0
             counter.inc(max(0, getattr(now, name) - since))
 
+    # --- looks at Mooncake ----------------------------------------------------------------------
+
+    def looked(self, look: Look) -> None:
+        """A look at Mooncake's master ended well."""
+        self._looks.inc()
+        self._look_bytes.inc(look.hashed_bytes)
+        for result in LOOK_RESULTS:
+            self._look_blocks.labels(result).inc(getattr(look, result))
+        if look.listed:
+            self._look_seconds.observe(look.seconds)
+            self._listed_keys.set(look.listed)
+            self._foreign_keys.set(look.foreign)
+            self._unlistable_keys.set(look.unlistable)
+            self._keys_without_slot.set(look.without_slot)
+
     # --- construction ---------------------------------------------------------------------------
 
     def _snapshot_metrics(self) -> None:
@@ -291,6 +309,30 @@ class Metrics:
         self._store_misses = self._counter("store_misses", "Blocks that readers did not find.")
         self._store_evictions = self._counter("store_evictions", "Blocks that the store evicted.")
         self._store_up = self._gauge("store_up", "1 while the store answers.")
+
+    def _mooncake_metrics(self) -> None:
+        self._looks = self._counter("mooncake_looks", "Looks at Mooncake's master that ended well.")
+        self._look_seconds = self._histogram(
+            "mooncake_look_duration_seconds", "Time of looks that listed keys."
+        )
+        self._look_bytes = self._counter(
+            "mooncake_hashed_bytes", "Bytes of blocks that looks hashed in Mooncake's segments."
+        )
+        self._look_blocks = self._counter(
+            "mooncake_look_blocks", "Blocks of ours by what looks found.", "result"
+        )
+        for result in LOOK_RESULTS:
+            self._look_blocks.labels(result)
+        self._listed_keys = self._gauge("mooncake_listed_keys", "Keys of the whole master.")
+        self._foreign_keys = self._gauge(
+            "mooncake_foreign_keys", "Keys that are in no segment of ours."
+        )
+        self._unlistable_keys = self._gauge(
+            "mooncake_unlistable_keys", "Keys that cannot be asked about: they are not saved."
+        )
+        self._keys_without_slot = self._gauge(
+            "mooncake_keys_without_slot", "Keys that segment_blocks_max leaves no slot for."
+        )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"snapd_{name}", text, labels, registry=self.registry)

@@ -105,6 +105,7 @@ class Warmer:
         if self.state == "waiting":
             return
         seconds = time.monotonic() - started
+        session.warmed.set()
         self._backoff.succeeded()
         self._observer.warmup_done(seconds)
         self._observer.warmup_progress(1.0)

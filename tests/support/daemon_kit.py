@@ -28,7 +28,6 @@ from snapd.flusher.compactor import Compactor
 from snapd.flusher.flush import Flush, FlushResult
 from snapd.flusher.heat import HeatBook
 from snapd.metrics import Metrics
-from snapd.plans.residency import Residency
 from snapd.repository import CompactionResult, ManifestSummary, Repository
 from snapd.segment.view import SegmentView
 from snapd.warmup.load import LoadResult, load_cold
@@ -141,7 +140,7 @@ class LocalDaemon:
             ordinal=incarnation.ordinal,
             epoch_base=incarnation.epoch_base,
             epoch=epoch,
-            residency=previous.residency if same and previous else Residency(attached.slots),
+            residency=attached.begin(previous.residency if same and previous else None),
             open_source=attached.source,
             open_sink=attached.sink,
             open_feed=attached.feed,

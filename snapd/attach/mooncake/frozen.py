@@ -18,6 +18,7 @@ class FrozenBlocks:
         """Blocks at `table.offset` of our files `file`, int64 [n]."""
         self.file = file
         self.offset = table.offset
+        self._hashes = table.key_hash
         self._keys = table.keys
         self._size = table.size
         self._checksum = table.checksum
@@ -50,6 +51,14 @@ class FrozenBlocks:
         """These keys are back in memory: their old places are not needed, and may be punched."""
         at = self._find(keys, hashes)
         self.file[at[at >= 0]] = _NOWHERE
+
+    def drop_unlisted(self, files: I64, listed: U64) -> KeyColumn:
+        """Know nothing more of the blocks in these files whose key hashes are not listed; their
+        keys."""
+        rows = np.flatnonzero(np.isin(self.file, files) & ~np.isin(self._hashes, listed))
+        self._index.remove(self._hashes[rows], rows)
+        self.file[rows] = _NOWHERE
+        return self._keys.take(rows)
 
     def forget(self, files: I64) -> None:
         """These files are gone."""

@@ -329,6 +329,16 @@ class Inventory:
                 self._release(rows)
             return rows
 
+    def drop_waiting(self, files: I64, listed: U64, *, removed: bool) -> int:
+        """Before cold blocks are registered: what was lost in these files and is not among the
+        `listed` key hashes left before its segment did. With `removed` that is told. How many."""
+        with self.lock:
+            keys = [waiting.drop_unlisted(files, listed) for waiting in self._waiting]
+            left = KeyColumn.concatenate(keys)
+            if removed:
+                self._tell_removed(left)
+            return len(left)
+
     def held_by(self, table: BlockTable) -> Places:
         """Where bytes with the key, size and checksum of these blocks were when their segment
         died; the newest such place."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -11,10 +13,14 @@ from snapd.attach.mooncake.attachment import Attachment
 from snapd.attach.mooncake.counters import Counters
 from snapd.attach.mooncake.life import Activity
 from snapd.attach.mooncake.poll import Look, Poll
+from snapd.blocks.keys import I64
+from snapd.config import event
+from snapd.errors import StoreUnavailableError
 from snapd.plans.listing import seconds_to_next_look
 
 _AMBIGUOUS_SECONDS = 0.25
 """Until the next look where a dead segment was in the way."""
+_logger = logging.getLogger(__name__)
 
 
 class LookObserver(Protocol):
@@ -55,6 +61,7 @@ class Looker:
         self._wake = threading.Condition()
         self._due_at = 0.0
         self._is_poked = False
+        self._is_held = False
         self.last = Look()
         """The last look that asked for keys."""
         self.totals = LookTotals()
@@ -67,6 +74,8 @@ class Looker:
             with self._wake:
                 self._is_poked = False
             attachment.check_current()
+            if self._is_held:
+                raise StoreUnavailableError("segments died: the session is over")
             try:
                 look = self._poll.look(attachment.layout, attachment.dead)
             finally:
@@ -76,6 +85,7 @@ class Looker:
             if look.is_ambiguous:
                 self._due_at = time.monotonic() + min(wait, _AMBIGUOUS_SECONDS)
             if look.listed:
+                self._tell_limits(look)
                 self.last = look
             self.totals.add(look)
             self._observer.looked(look)
@@ -92,6 +102,37 @@ class Looker:
                 self._wake.wait(max(0.0, left))
         self.look(attachment)
 
+    def end_segments(self, files: I64, dead: Mapping[str, int]) -> int:
+        """See `Poll.end_segments`. No look is taken after this until `begin_session`: what died is
+        still in the inventory, and would seem to have vanished."""
+        with self._looking:
+            self._is_held = True
+            return self._poll.end_segments(files, dead)
+
+    def end_life(self, files: I64, last: Counters, now: Counters) -> int:
+        """See `Poll.end_life`; the next life begins with the counters `now`. No look is taken after
+        this until `begin_session`."""
+        with self._looking:
+            self._is_held = True
+            dropped = self._poll.end_life(files, last)
+            self._poll.begin_life(now, known=False)
+            return dropped
+
+    def begin_session(self) -> None:
+        """The inventory is of the new session."""
+        with self._looking:
+            self._is_held = False
+
+    def durable_counters(self) -> Counters | None:
+        """The counters that everything durable accounts for; None while something is not."""
+        with self._looking:
+            return self._poll.baseline if self._poll.inventory.changes.is_empty else None
+
+    def settled(self) -> Counters | None:
+        """The counters of the last look, whose consequences are drawn, from before its listing;
+        None between sessions."""
+        return None if self._is_held else self._poll.recent
+
     def watch(self, now: Counters) -> None:
         """Counters that somebody saw: what may not stay unnoticed has a look taken at once."""
         baseline = self._poll.baseline
@@ -102,6 +143,24 @@ class Looker:
             with self._wake:
                 self._is_poked = True
                 self._wake.notify_all()
+
+    def _tell_limits(self, look: Look) -> None:
+        """Log what is not saved when it begins, not at every look."""
+        if look.unlistable and not self.last.unlistable:
+            event(
+                _logger,
+                logging.WARNING,
+                "keys that are empty, too long, not UTF-8, or contain a comma or line feed cannot "
+                "be saved",
+                keys=look.unlistable,
+            )
+        if look.without_slot and not self.last.without_slot:
+            event(
+                _logger,
+                logging.WARNING,
+                "too few slots for all blocks of the store: set segment_blocks_max higher",
+                blocks=look.without_slot,
+            )
 
     def _is_due(self) -> bool:
         return self._is_poked or time.monotonic() >= self._due_at

@@ -32,10 +32,8 @@ _PIECE_BLOCKS = 8192
 """Blocks hashed between two looks at their places: short, so that little moves meanwhile."""
 
 _AGAIN_BYTES = 256 * 2**20
-"""Bytes hashed again at a look after which blocks may have been evicted and put again."""
-
-_CALM_LOOKS_MAX = 3
-_CALM_SECONDS = 0.005
+"""Bytes hashed again at every look: a block may have been evicted and put again where it was, and a
+rewrite can hide behind a put that was under way when the counters were read."""
 
 _FOREIGN_ROWS_MIN = 2048
 _FOREIGN_PARTS = 8
@@ -75,14 +73,16 @@ class Poll:
     inventory: Inventory
     memory: Memory
     fingerprint: Callable[[], int]
-    """Of what is read now."""
+    """Id of the label of what came since the look before; asked for once a look."""
     baseline: Counters | None = None
     """The counters that the inventory accounts for; None before the first look in a life. They are
     those of two looks ago: a request is counted before it takes effect, so one that was counted at
     the last look may have come behind the listing of that look."""
-    _recent: Counters | None = None
+    recent: Counters | None = None
     """The counters of the last look, from before its listing."""
     _number: int = 0
+    _label: int = 0
+    """What this look found new is of this label."""
     _foreign: ForeignKeys = field(default_factory=ForeignKeys)
     _dead_listed: frozenset[int] = frozenset()
     """Files of dead segments that the master listed at the last look."""
@@ -95,7 +95,7 @@ class Poll:
         """A life of the master: nothing that was said in another one means anything. `known` says
         that the inventory, empty as it is, is to account for what happened since these counters;
         else they are where it begins."""
-        self.baseline = self._recent = counters if known else None
+        self.baseline = self.recent = counters if known else None
         self._remove_alls = counters.remove_alls
         self._foreign.clear()
         self._dead_listed = frozenset()
@@ -110,7 +110,8 @@ class Poll:
         started = time.monotonic()
         self._number += 1
         look = Look(self._number)
-        before = self._calm_counters(self.baseline)
+        self._label = self.fingerprint()
+        before = self._counters(self.baseline)
         listed = self._segments(layout)
         if layout.is_ambiguous(listed):
             look.is_ambiguous = True
@@ -124,7 +125,7 @@ class Poll:
         hashes = keys.hashes()
         # What these count happened before or after the listing; what is missing in it for a reason
         # that they do not count is impossible.
-        after = self._calm_counters(before)
+        after = self._counters(before)
         dead_after = _files_of(dead, self._segments(layout))
         activity = Activity(self.baseline or before, after)
         look.listed, look.unlistable = len(keys), keys.unlistable
@@ -139,6 +140,8 @@ class Poll:
             kept.sequence[diff.vanished],
             removed=activity.may_have_removed,
         )
+        if self._looked_in is not layout:
+            self._doubt_waiting(look, activity, hashes, dead_before & dead_after)
         self._doubt_cold(look, activity, slots, dead_before & dead_after)
         known = kept.take(diff.kept)
         self._look_again(look, layout, known, keys.take(diff.kept_rows), activity)
@@ -155,8 +158,44 @@ class Poll:
         return quiet and dead_listed == self._dead_listed
 
     def _advance(self, before: Counters, dead_listed: frozenset[int]) -> None:
-        self.baseline, self._recent = self._recent or before, before
+        self.baseline, self.recent = self.recent or before, before
         self._dead_listed = dead_listed
+
+    # --- ends -------------------------------------------------------------------------------------
+
+    def end_segments(self, files: I64, dead: Mapping[str, int]) -> int:
+        """The segments in these files died, in a life of the master that goes on. What left before
+        that leaves the inventory as in any look; how many blocks are dropped in doubt.
+
+        While the master lists a dead segment, it lists the keys in it. After that a removal just
+        before the end cannot be told from the end.
+        """
+        if self.recent is None:
+            return 0
+        before = _files_of(dead, self.admin.segments())
+        hashes = self.admin.keys().hashes()
+        activity = Activity(self.recent, self._counters(self.recent))
+        self._dead_listed = before & _files_of(dead, self.admin.segments())
+        kept = self.inventory.resident()
+        ours = np.isin(kept.places.file, files)
+        listed = np.isin(self.inventory.keys_of(kept.slots[ours]).hashes(), hashes)
+        known = np.isin(kept.places.file[ours], sorted(self._dead_listed))
+        rows = np.flatnonzero(ours)
+        gone, doubtful = rows[known & ~listed], rows[~known]
+        removed = activity.may_have_removed
+        self.inventory.vanished(kept.slots[gone], kept.sequence[gone], removed=removed)
+        if not removed:
+            return 0
+        return self.inventory.vanished(kept.slots[doubtful], kept.sequence[doubtful], removed=True)
+
+    def end_life(self, files: I64, last: Counters) -> int:
+        """The life of the master ended, with these counters when it was seen last. If anything may
+        have been removed after the last look, nobody knows what: how many blocks are dropped."""
+        if self.recent is None or not Activity(self.recent, last).may_have_removed:
+            return 0
+        kept = self.inventory.resident()
+        ours = np.isin(kept.places.file, files)
+        return self.inventory.vanished(kept.slots[ours], kept.sequence[ours], removed=True)
 
     # --- cold blocks ------------------------------------------------------------------------------
 
@@ -182,6 +221,17 @@ class Poll:
         if activity.may_have_removed_unseen:
             look.in_doubt += self.inventory.drop_all_cold()
 
+    def _doubt_waiting(
+        self, look: Look, activity: Activity, hashes: U64, still_listed: frozenset[int]
+    ) -> None:
+        """The same at the first look of a session, before what it lost is registered."""
+        removed = activity.may_have_removed
+        files = np.array(sorted(still_listed), np.int64)
+        look.in_doubt += self.inventory.drop_waiting(files, hashes, removed=removed)
+        if removed:
+            files = np.array(sorted(self._dead_listed - still_listed), np.int64)
+            look.in_doubt += self.inventory.drop_waiting(files, hashes[:0], removed=True)
+
     # --- blocks that were known -------------------------------------------------------------------
 
     def _look_again(
@@ -198,10 +248,9 @@ class Poll:
             away = moved & (now.file == NOWHERE)
             look.vanished += self.inventory.vanished(slots[away], sequence[away], removed=False)
             again = (again | moved) & ~away
-            if activity.evicted:
-                share = oldest_first(hashed_at, places.size, bytes_max=_AGAIN_BYTES)
-                again[share] |= ~away[share]
             places = now
+        share = oldest_first(hashed_at, kept.places.size, bytes_max=_AGAIN_BYTES)
+        again[share] |= places.file[share] != NOWHERE
         rows = np.flatnonzero(again)
         for piece in _pieces(rows, places.size[rows]):
             part = places.take(piece)
@@ -212,6 +261,7 @@ class Poll:
                 part.take(good),
                 checksums[good],
                 look=look.number,
+                fingerprint=self._label,
             )
 
     # --- blocks that are new ----------------------------------------------------------------------
@@ -242,7 +292,7 @@ class Poll:
                 part.take(kept),
                 checksums[kept],
                 look=look.number,
-                fingerprint=self.fingerprint(),
+                fingerprint=self._label,
             )
             look.new += len(kept)
 
@@ -279,18 +329,6 @@ class Poll:
         now = self.admin.counters()
         if before is not None and not same_life(before, now):
             raise StoreUnavailableError("Mooncake's master was started again: its keys are gone")
-        return now
-
-    def _calm_counters(self, before: Counters | None) -> Counters:
-        """Counters without the flicker of puts that are just beginning: for a moment these look
-        like rewrites, of which an old value would mean that every block is hashed again."""
-        now = self._counters(before)
-        for _ in range(_CALM_LOOKS_MAX):
-            if self.baseline is None or now.rewrites <= self.baseline.rewrites:
-                break
-            time.sleep(_CALM_SECONDS)
-            again = self._counters(now)
-            now = again if again.rewrites < now.rewrites else now
         return now
 
     def _segments(self, layout: Layout) -> list[MasterSegment]:

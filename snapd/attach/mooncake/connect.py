@@ -1,0 +1,244 @@
+"""`MooncakeConnector`: attaches to Mooncake's master and this host's store services."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import xxhash
+
+from snapd.attach.mooncake.adopt import adopt
+from snapd.attach.mooncake.attachment import Attachment
+from snapd.attach.mooncake.counters import Counters
+from snapd.attach.mooncake.inventory import ColdPolicy, Inventory
+from snapd.attach.mooncake.layout import Layout, LiveSegment
+from snapd.attach.mooncake.life import Activity, same_life
+from snapd.attach.mooncake.looker import Looker, LookObserver
+from snapd.attach.mooncake.master import MasterAdmin, MasterSegment
+from snapd.attach.mooncake.memory import Memory
+from snapd.attach.mooncake.mounts import Mounts
+from snapd.attach.mooncake.poll import Poll
+from snapd.attach.mooncake.putting import Putters
+from snapd.attach.mooncake.store import MooncakeStore
+from snapd.attach.port import AttachedStore
+from snapd.config import Settings, event
+from snapd.config.settings import admin_address
+from snapd.errors import SnapdError, StoreUnavailableError
+from snapd.plans.residency import Residency
+
+_BYTES_A_SLOT = 16_384
+"""Of segment memory, where `segment_blocks_max` does not say how many slots there are."""
+_LIFE_ID_BYTES = 16
+_logger = logging.getLogger(__name__)
+
+
+class MooncakeConnector:
+    """Keeps what outlives a session: files, inventory, what is known of the master's life. For the
+    thread of the `Keeper`, except where a store hands parts of it to others."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        observer: LookObserver,
+        *,
+        write_last: Callable[[], None],
+        fingerprint: Callable[[], int],
+    ) -> None:
+        """`write_last` brings to disk what only an old file has, before that file goes;
+        `fingerprint` names what the clients put at present."""
+        self.settings = settings
+        self.memory = Memory()
+        self.admin = MasterAdmin(admin_address(settings))
+        self.mounts = Mounts(settings, self.admin, self.memory)
+        slots = settings.segment_blocks_max or max(
+            1, len(self.mounts.stores) * settings.global_segment_size // _BYTES_A_SLOT
+        )
+        self.inventory = Inventory(slots)
+        self.residency = Residency(slots)
+        poll_admin = MasterAdmin(admin_address(settings))
+        self.poll = Poll(poll_admin, self.inventory, self.memory, fingerprint)
+        self.looker = Looker(self.poll, settings.poll_sec, observer)
+        self.putters = Putters(settings)
+        self._write_last = write_last
+        self._daemon_id = secrets.token_bytes(_LIFE_ID_BYTES)
+        """A part of every incarnation's name, because sequences begin again with this process."""
+        self._life_id = b""
+        self._life_counters: Counters | None = None
+        """The newest counters of the master's life, whoever saw them."""
+        self._since: Counters | None = None
+        """Where the daemon before stopped to account for this life; None if it is not known."""
+        self._dead: dict[str, int] = {}
+        self._died_alone: set[int] = set()
+        self._to_lose: set[int] = set()
+        """Files whose blocks are in the inventory still, though their segments are dead."""
+        self._some_died = False
+        """Whether a segment of the daemon before died while nobody looked."""
+        self._recorded: Counters | None = None
+        self._record_lock = threading.Lock()
+
+    def attach(self, previous: AttachedStore | None) -> MooncakeStore:
+        """Find out what lives, and mount what does not. What died is still in the inventory after
+        this, until `begin`, so that it can be written.
+
+        Raises StoreUnavailableError when the master or every store service is away, ProtocolError
+        when one of them answers nonsense, SegmentError when no segment can be mounted.
+        """
+        now, listed = self.admin.counters(), self.admin.segments()
+        if not self._life_id:
+            self._enter(now, listed)
+        elif self._life_counters is not None and not same_life(self._life_counters, now):
+            self._master_died(now)
+        self._life_counters = now
+        self._bury_dead(listed)
+        self.mounts.mount_missing(self._life_id, self.poll.baseline or now, self._make_room)
+        self.mounts.unmount_old(self.admin.segments())
+        layout = self.mounts.layout
+        name = b"\0".join([self._daemon_id, self._life_id, *map(str.encode, layout.segment_ids)])
+        attachment = Attachment(
+            boot_id=xxhash.xxh3_128_digest(name),
+            layout=layout,
+            dead=dict(self._dead),
+            died_alone=frozenset(self._died_alone),
+            store_urls=tuple(store.url for store in self.mounts.stores),
+            admin_address=admin_address(self.settings),
+            inventory=self.inventory,
+            memory=self.memory,
+        )
+        return MooncakeStore(self, attachment)
+
+    def close(self) -> None:
+        """End connections and children; what is mounted stays so."""
+        self.putters.close()
+        self.mounts.close()
+        self.admin.close()
+
+    # --- called by `MooncakeStore` ----------------------------------------------------------------
+
+    def begin(self, attachment: Attachment) -> None:
+        """The session begins: what died is lost, and the store is looked at. Raises as `look`."""
+        first = not self.inventory.boot_id
+        with self.residency.lock:
+            lost = self.inventory.lose(np.array(sorted(self._to_lose), np.int64))
+            self.residency.forget(lost)
+            deleted = [one for one in self._to_lose if self.memory.get(one) is None]
+            self.inventory.forget_files(np.array(deleted, np.int64))
+            self._to_lose.clear()
+            self.inventory.begin(attachment.boot_id, ColdPolicy.LOST if first else ColdPolicy.KNOWN)
+        self.looker.begin_session()
+        if not self.settings.enable_warmup:
+            self.drop_old_files()
+        look = self.looker.look(attachment)
+        if first:
+            self.inventory.cold_policy = self._first_policy()
+        event(
+            _logger,
+            logging.INFO,
+            "looked at Mooncake's master",
+            keys=look.listed,
+            blocks=look.new,
+            lost=len(lost),
+            seconds=look.seconds,
+        )
+
+    def watched(self, now: Counters) -> bool:
+        """Take note of counters; whether they are of the life that we know."""
+        if self._life_counters is not None and not same_life(self._life_counters, now):
+            return False
+        self._life_counters = now
+        return True
+
+    def write_records(self) -> None:
+        """Everything told is durable: note in the files how far that goes. Raises SegmentError."""
+        with self._record_lock:
+            counters = self.looker.durable_counters()
+            if counters is not None and counters != self._recorded:
+                self.mounts.write_records(self._life_id, counters)
+                self._recorded = counters
+
+    def drop_old_files(self) -> None:
+        """Delete the files whose segments died."""
+        numbers = self.mounts.drop_old_files()
+        self.inventory.forget_files(np.array(numbers, np.int64))
+        self._died_alone -= set(numbers)
+        if numbers:
+            event(_logger, logging.INFO, "deleted old segment files", files=len(numbers))
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _enter(self, now: Counters, listed: list[MasterSegment]) -> None:
+        """The first attach of this process."""
+        adopted = adopt(self.mounts, self.memory, now, listed)
+        self._life_id = adopted.life_id or secrets.token_bytes(_LIFE_ID_BYTES)
+        self._since = adopted.counters
+        self._dead |= adopted.dead
+        self._some_died = not adopted.adopted or bool(adopted.dead)
+        self.poll.begin_life(adopted.counters or now, known=adopted.counters is not None)
+
+    def _first_policy(self) -> ColdPolicy:
+        """What the daemon before had on disk and nobody lists now: lost, gone or removed?
+
+        Its segments went on without it: then it is gone. Some of them died: then it may be lost
+        with them. But if anything was removed or rewritten meanwhile, it may be that, too.
+        """
+        if self._since is None:
+            return ColdPolicy.LOST
+        activity = Activity(self._since, self.admin.counters())
+        if activity.may_have_removed or activity.may_have_removed_unseen:
+            return ColdPolicy.REMOVED
+        return ColdPolicy.LOST if self._some_died else ColdPolicy.GONE
+
+    def _master_died(self, now: Counters) -> None:
+        """All keys are gone. What was in our files is there still, until somebody puts again."""
+        event(_logger, logging.WARNING, "Mooncake's master was started again: its keys are gone")
+        last = self._life_counters
+        for store in self.mounts.stores:
+            self._to_lose |= set(self.mounts.bury(store).values())
+        self._doubt(
+            self.looker.end_life(np.array(sorted(self._to_lose), np.int64), last or now, now)
+        )
+        self._dead.clear()
+        self._life_id = secrets.token_bytes(_LIFE_ID_BYTES)
+
+    def _bury_dead(self, listed: list[MasterSegment]) -> None:
+        """Segments that are not listed any more, or whose store service is gone."""
+        files: set[int] = set()
+        for store in self.mounts.stores:
+            if store.live and (not _are_listed(store.live, listed) or store.has_ended()):
+                event(_logger, logging.WARNING, "a Mooncake store died", store=store.url)
+                dead = self.mounts.bury(store)
+                self._dead |= dead
+                files |= set(dead.values())
+        if files:
+            self._died_alone |= files
+            self._to_lose |= files
+            self._doubt(self.looker.end_segments(np.array(sorted(files), np.int64), self._dead))
+
+    @staticmethod
+    def _doubt(blocks: int) -> None:
+        if blocks:
+            event(
+                _logger,
+                logging.WARNING,
+                "keys were removed just before the end, nobody knows which: blocks are dropped",
+                blocks=blocks,
+            )
+
+    def _make_room(self) -> None:
+        """Shared memory does not hold two files: write what only the old one has, and drop it."""
+        try:
+            self._write_last()
+        except (SnapdError, TimeoutError) as error:
+            event(_logger, logging.WARNING, "left blocks in an old segment file", error=error)
+        self.mounts.unmount_old(self.admin.segments())
+        self.drop_old_files()
+
+
+def _are_listed(live: tuple[LiveSegment, ...], listed: list[MasterSegment]) -> bool:
+    try:
+        Layout(live).check(listed)
+    except StoreUnavailableError:
+        return False
+    return True

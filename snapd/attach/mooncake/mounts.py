@@ -1,0 +1,276 @@
+"""`Mounts`: our files, mounted by the store services of this host, life after life.
+
+The rules, each paid for by somebody: a file is mounted once and never again. While the master lists
+a segment that died, its file must not be mounted anew. After a restart of the master a store
+service registers its segment by itself, with the master believing that it is empty: so a new file
+is mounted first, the old segment is unmounted then, and only then nobody writes into the old file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from snapd.attach.backoff import Backoff
+from snapd.attach.mooncake.counters import Counters
+from snapd.attach.mooncake.files import SegmentFile, create_segment_file
+from snapd.attach.mooncake.layout import Layout, LiveSegment, lay_out
+from snapd.attach.mooncake.master import MasterAdmin, MasterSegment
+from snapd.attach.mooncake.memory import Memory
+from snapd.attach.mooncake.record import SegmentRecord
+from snapd.attach.mooncake.service import StoreService
+from snapd.config import Settings, event
+from snapd.errors import SegmentError, SnapdError, StoreUnavailableError
+
+_LISTED_SECONDS_MAX = 10.0
+_LISTED_POLL_SECONDS = 0.02
+_CONNECT_SECONDS_MAX = 1.0
+_SERVICE_SECONDS_MAX = 10.0
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Store:
+    """One store service and what it has mounted of ours."""
+
+    number: int
+    url: str
+    service: StoreService
+    backoff: Backoff
+    live: tuple[LiveSegment, ...] = ()
+    """Empty while it has nothing of ours."""
+    spare: SegmentFile | None = None
+    """A file that it refused to mount: it may be asked again with it."""
+    to_unmount: set[str] = field(default_factory=set)
+    """Segments of an earlier life that it may still have mounted."""
+    not_before: float = 0.0
+    """When to try again to mount, on the monotonic clock."""
+
+    @property
+    def segment_ids(self) -> list[str]:
+        """What it has mounted, in the order of the file."""
+        return [one.segment.segment_id for one in self.live]
+
+    def has_ended(self) -> bool:
+        """Whether its process is gone: nobody listens. A process that only hangs does not count:
+        the master forgets its segments when it does not come back."""
+        parts = urlsplit(self.url)
+        address = (parts.hostname or "127.0.0.1", parts.port or 80)
+        try:
+            socket.create_connection(address, _CONNECT_SECONDS_MAX).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+        return False
+
+
+class Mounts:
+    """The stores of one daemon; for one thread, except where said."""
+
+    def __init__(self, settings: Settings, admin: MasterAdmin, memory: Memory) -> None:
+        self._settings = settings
+        self._admin = admin
+        self._memory = memory
+        self.stem = os.path.basename(settings.segment_path)
+        self.stores = [
+            Store(
+                number,
+                url,
+                StoreService(url, timeout_seconds=_SERVICE_SECONDS_MAX),
+                Backoff(_logger, f"mount a segment in {url}", first_seconds=0.25),
+            )
+            for number, url in enumerate(settings.mooncake_stores)
+        ]
+        self.old_files: set[int] = set()
+        """Numbers of files whose segments died, and that are kept to put blocks back from."""
+
+    @property
+    def layout(self) -> Layout:
+        """Of everything that is mounted now."""
+        return Layout(tuple(one for store in self.stores for one in store.live))
+
+    def bury(self, store: Store) -> dict[str, int]:
+        """Its segments are dead; their ids, with the number of their file, which is kept."""
+        dead = {one.segment.segment_id: one.file for one in store.live}
+        self.old_files |= set(dead.values())
+        store.to_unmount |= set(dead)
+        store.live = ()
+        return dead
+
+    def mount_missing(
+        self, life_id: bytes, counters: Counters, make_room: Callable[[], None]
+    ) -> None:
+        """Mount a new file in every store that has none and answers. `make_room` is called, once,
+        when shared memory is too small for it beside the old files; they are dropped then.
+
+        Raises the last error if no store has anything mounted after that.
+        """
+        error: SnapdError | None = None
+        for store in self.stores:
+            if store.live or (self.layout.live and time.monotonic() < store.not_before):
+                continue
+            try:
+                if not store.service.alive():
+                    raise StoreUnavailableError(f"no Mooncake store service answers at {store.url}")
+                self._mount(store, life_id, counters, make_room)
+                store.backoff.succeeded()
+            except SnapdError as caught:
+                error = caught
+                store.not_before = time.monotonic() + store.backoff.failed(caught)
+        if not self.layout.live:
+            raise error or StoreUnavailableError("mooncake_stores names no store service")
+
+    def joins(self) -> Store | None:
+        """A store without a mount that answers, so that it is time to attach again."""
+        for store in self.stores:
+            if not store.live and time.monotonic() >= store.not_before and store.service.alive():
+                return store
+        return None
+
+    def unmount_old(self, listed: Sequence[MasterSegment]) -> None:
+        """Unmount segments of earlier lives that a store service has registered again."""
+        ids = {one.segment_id for one in listed}
+        for store in self.stores:
+            again = sorted(store.to_unmount & ids)
+            if not again or not store.live:
+                continue
+            try:
+                store.service.unmount(again)
+            except SegmentError:
+                continue  # a new process does not know them: the master forgets them by itself
+            except SnapdError as error:
+                event(_logger, logging.WARNING, "cannot unmount an old segment", error=error)
+                continue
+            store.to_unmount -= set(again)
+            event(_logger, logging.INFO, "unmounted old segments", segments=len(again))
+
+    def drop_old_files(self) -> list[int]:
+        """Delete the files whose segments died; their numbers."""
+        numbers = sorted(self.old_files)
+        for number in numbers:
+            file = self._memory.put_away(number)
+            if file is not None:
+                file.unlink()
+                file.close()
+        self.old_files.clear()
+        return numbers
+
+    def write_records(self, life_id: bytes, counters: Counters) -> None:
+        """Note in every mounted file which counters all durable knowledge accounts for. May be
+        called by another thread than all else, if by one only. Raises SegmentError."""
+        for store in self.stores:
+            live = store.live
+            file = self._memory.get(live[0].file) if live else None
+            if file is not None:
+                file.write_record(_record(store.url, live, life_id, counters))
+
+    def close(self) -> None:
+        """Close connections. What is mounted stays mounted."""
+        for store in self.stores:
+            store.service.close()
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _mount(
+        self,
+        store: Store,
+        life_id: bytes,
+        counters: Counters,
+        make_room: Callable[[], None],
+    ) -> None:
+        """Crash argument: until the second record is written the file says that it is mounted
+        nowhere. A daemon that finds it so has the store unmount whatever has its size and is in no
+        record, and removes the file. Nothing durable depends on it: its blocks were put within that
+        moment, and are lost with it.
+        """
+        file = store.spare or self._create(make_room)
+        store.spare = None
+        file.write_record(_record(store.url, (), life_id, counters))
+        try:
+            mounted = store.service.mount(file.name, file.size_bytes)
+        except SegmentError:
+            store.spare = file
+            raise
+        except SnapdError:
+            # It may be mounted or not, so it must not be mounted again.
+            file.unlink()
+            file.close()
+            raise
+        number = self._memory.add(file)
+        try:
+            listed = self._wait_until_listed(mounted.segment_ids)
+            live = lay_out(listed, mounted.segment_ids, number, store.number)
+            file.write_record(_record(store.url, live, life_id, counters))
+        except SnapdError:
+            store.to_unmount |= set(mounted.segment_ids)
+            self.old_files.add(number)
+            raise
+        store.live = live
+        event(
+            _logger,
+            logging.INFO,
+            "mounted a segment",
+            store=store.url,
+            file=file.name,
+            bytes=file.size_bytes,
+            segments=len(live),
+        )
+
+    def _create(self, make_room: Callable[[], None]) -> SegmentFile:
+        settings = self._settings
+
+        def create() -> SegmentFile:
+            return create_segment_file(
+                self.stem, settings.global_segment_size, group_shared=settings.group_shared
+            )
+
+        try:
+            return create()
+        except SegmentError as error:
+            if not self.old_files:
+                raise
+            event(
+                _logger,
+                logging.WARNING,
+                "no room for a new segment file beside the old one: blocks are put back from "
+                "disk only",
+                error=error,
+            )
+            make_room()
+            return create()
+
+    def _wait_until_listed(self, segment_ids: Sequence[str]) -> list[MasterSegment]:
+        deadline = time.monotonic() + _LISTED_SECONDS_MAX
+        wanted = set(segment_ids)
+        while True:
+            found = [one for one in self._admin.segments() if one.segment_id in wanted]
+            if len(found) == len(wanted) and all(one.is_ok for one in found):
+                return found
+            if time.monotonic() > deadline:
+                raise StoreUnavailableError(
+                    f"Mooncake's master does not list the segments that were just mounted: "
+                    f"{', '.join(segment_ids)}"
+                )
+            time.sleep(_LISTED_POLL_SECONDS)
+
+
+def _record(
+    url: str, live: Sequence[LiveSegment], life_id: bytes, counters: Counters
+) -> SegmentRecord:
+    return SegmentRecord(
+        store_url=url,
+        segment_ids=tuple(one.segment.segment_id for one in live),
+        base_addresses=tuple(one.segment.base_address for one in live),
+        sizes=tuple(one.segment.size_bytes for one in live),
+        client_id=live[0].segment.client_id if live else "",
+        endpoint=live[0].segment.endpoint if live else "",
+        life_id=life_id,
+        counters=dict(counters.values),
+        mounted_at=time.time(),
+    )
