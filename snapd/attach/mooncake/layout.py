@@ -92,8 +92,21 @@ class Layout:
         )
 
 
-def lay_out(segments: Sequence[MasterSegment], file: int, store: int) -> tuple[LiveSegment, ...]:
-    """The segments that one file was mounted as, which follow each other in its store's memory."""
-    ordered = sorted(segments, key=lambda one: one.base_address)
-    first = ordered[0].base_address
-    return tuple(LiveSegment(one, file, one.base_address - first, store) for one in ordered)
+def lay_out(
+    segments: Sequence[MasterSegment], segment_ids: Sequence[str], file: int, store: int
+) -> tuple[LiveSegment, ...]:
+    """The segments that one file was mounted as; `segment_ids` are in the order of the mount's
+    answer, which is that of the file.
+
+    Addresses tell nothing: a store service maps each piece by itself, and mostly each below the one
+    before. Raises StoreUnavailableError if one is not among `segments`.
+    """
+    by_id = {one.segment_id: one for one in segments}
+    live: list[LiveSegment] = []
+    start = 0
+    for name in segment_ids:
+        if name not in by_id:
+            raise StoreUnavailableError(f"Mooncake's master does not list segment {name}")
+        live.append(LiveSegment(by_id[name], file, start, store))
+        start += by_id[name].size_bytes
+    return tuple(live)
