@@ -7,6 +7,7 @@ _NEEDS = {
     "test_*_wheel.py": "SNAPD_TEST_MOONCAKE_PYTHON",
     "test_mooncake_*.py": "SNAPD_TEST_MOONCAKE_PYTHON",
     "test_mooncake_versions.py": "SNAPD_TEST_MOONCAKE_OLD_PYTHON",
+    "test_mooncake_old_*.py": "SNAPD_TEST_MOONCAKE_OLD_PYTHON",
     "test_mooncake_sglang*.py": "SNAPD_TEST_SGLANG_PYTHON",
 }
 
