@@ -16,9 +16,7 @@ from snapd.errors import (
     SettingError,
     SnapdError,
 )
-
-SOCKET_NAME = "snapd.sock"
-"""The daemon's control socket in the runtime directory."""
+from snapd.wire.control import control_socket
 
 ANSWER_BYTES_MAX = 64 * 2**20
 """Longest answer accepted."""
@@ -33,7 +31,7 @@ class ControlClient:
     """One request a connection; `runtime_dir` holds the daemon's socket."""
 
     def __init__(self, runtime_dir: str, timeout_seconds: float = 10.0) -> None:
-        self._path = f"{runtime_dir}/{SOCKET_NAME}"
+        self._path = control_socket(runtime_dir)
         self._timeout_seconds = timeout_seconds
 
     def status(self) -> dict[str, Any]:

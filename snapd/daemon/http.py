@@ -22,10 +22,8 @@ from aiohttp import web
 
 from snapd.config import event
 from snapd.errors import RefusedError, SettingError, SnapdError
+from snapd.wire.control import control_socket
 from snapd.wire.peers import refusal_of_peer
-
-CONTROL_SOCKET = "snapd.sock"
-"""Name of the control socket in the runtime directory."""
 
 _SNAPSHOT_SECONDS_MAX = 600.0
 _START_SECONDS_MAX = 10.0
@@ -57,6 +55,10 @@ class Control(Protocol):
     def request_snapshot(self) -> Future[Mapping[str, Any]]:
         """Ask for a snapshot now; the future fails with `SnapdError`."""
 
+    def request_flush(self) -> Future[None]:
+        """Ask for everything that was put so far to be on disk; the future fails with
+        `SnapdError`."""
+
     def prune(
         self, retain: int | None, *, move_unreadable: bool, dry_run: bool
     ) -> Mapping[str, Any]:
@@ -79,7 +81,7 @@ class HttpServer:
         self._control = control
         self._group_shared = group_shared
         self._tcp = tcp
-        self._socket_path = os.path.join(runtime_dir, CONTROL_SOCKET)
+        self._socket_path = control_socket(runtime_dir)
         self._watch = _ConnectionWatch()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -178,6 +180,7 @@ class HttpServer:
             application.add_routes(
                 [
                     web.post("/snapshot", _as_errors(self._snapshot)),
+                    web.post("/flush", _as_errors(self._flush)),
                     web.get("/generations", _as_errors(self._generations)),
                     web.post("/prune", _as_errors(self._prune)),
                     web.post("/purge", _as_errors(self._purge)),
@@ -217,6 +220,14 @@ class HttpServer:
             return _json(await asyncio.wait_for(asyncio.shield(future), _SNAPSHOT_SECONDS_MAX))
         except TimeoutError:
             return _json({"error": "the snapshot takes longer than the request may"}, status=504)
+
+    async def _flush(self, _: web.Request) -> web.Response:
+        future = asyncio.wrap_future(self._control.request_flush())
+        try:
+            await asyncio.wait_for(asyncio.shield(future), _SNAPSHOT_SECONDS_MAX)
+        except TimeoutError:
+            return _json({"error": "the flush takes longer than the request may"}, status=504)
+        return _json({})
 
     async def _generations(self, _: web.Request) -> web.Response:
         return _json({"generations": await asyncio.to_thread(self._control.generations)})

@@ -163,6 +163,12 @@ class _Wait:
         future.set_exception(self._refusal())
         return future
 
+    def request_flush(self) -> Future[None]:
+        """Not now."""
+        future: Future[None] = Future()
+        future.set_exception(self._refusal())
+        return future
+
     def prune(
         self, retain: int | None, *, move_unreadable: bool, dry_run: bool
     ) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from snapd.config import Settings, event
 from snapd.errors import SettingError
+from snapd.putter.leave import flush_before_leaving
 from snapd.putter.native import NativeStore
 from snapd.putter.server import PutServer
 from snapd.wire.puts import put_socket
@@ -61,6 +62,7 @@ def putting_service(service: type[Any], native: Any, settings: Settings) -> type
         """Mooncake's service and a `PutServer`."""
 
         puts: PutServer | None = None
+        serves = False
 
         async def start_http_service(self, port: int = 8080) -> Any:
             """Listen for puts, then for HTTP: whoever finds the service finds the putter."""
@@ -73,10 +75,15 @@ def putting_service(service: type[Any], native: Any, settings: Settings) -> type
             else:
                 self.puts.start()
                 event(_logger, logging.INFO, "listening for puts", path=path)
+            self.serves = True
             return await super().start_http_service(port)
 
         async def stop(self) -> None:
-            """End the puts first: none may run in a client that is closed."""
+            """Have the daemon write what is new while the master still knows it. Then end the
+            puts: none may run in a client that is closed."""
+            if self.serves:
+                self.serves = False
+                await flush_before_leaving(settings.runtime_dir, seconds_max=settings.grace_sec)
             if self.puts is not None:
                 await asyncio.to_thread(self.puts.stop)
                 self.puts = None

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from snapd.cli.control import SOCKET_NAME, ControlClient
+from snapd.cli.control import ControlClient
 from snapd.errors import (
     IntegrityError,
     NothingThereError,
@@ -22,6 +22,7 @@ from snapd.errors import (
     SettingError,
     SnapdError,
 )
+from snapd.wire.control import CONTROL_SOCKET
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -63,7 +64,7 @@ class Server(socketserver.ThreadingUnixStreamServer):
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with Server(str(tmp_path / SOCKET_NAME)) as server:
+    with Server(str(tmp_path / CONTROL_SOCKET)) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
@@ -114,7 +115,7 @@ def test_what_is_not_a_json_object_is_a_protocol_error(
     server: Server, tmp_path: Path, body: bytes
 ) -> None:
     server.body = body
-    with pytest.raises(ProtocolError, match=SOCKET_NAME):
+    with pytest.raises(ProtocolError, match=CONTROL_SOCKET):
         client_of(tmp_path).status()
 
 
@@ -132,7 +133,7 @@ def test_no_socket_is_no_daemon(tmp_path: Path) -> None:
 
 def test_a_socket_left_by_a_killed_daemon_is_no_daemon(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(tmp_path / SOCKET_NAME))
+        left.bind(str(tmp_path / CONTROL_SOCKET))
     with pytest.raises(NothingThereError, match="refused"):
         client_of(tmp_path).status()
 
@@ -163,7 +164,7 @@ def answer_and_close(raw: bytes) -> Callable[[socket.socket], None]:
 )
 def test_a_peer_that_is_no_daemon_is_an_error_and_no_traceback(tmp_path: Path, raw: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / SOCKET_NAME))
+        listener.bind(str(tmp_path / CONTROL_SOCKET))
         listener.listen()
         thread = threading.Thread(target=answer_and_close(raw), args=(listener,))
         thread.start()
