@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -38,6 +38,9 @@ STAGING_BYTES = 64 * 2**20
 
 ATTEMPTS_MAX = 20
 """Puts of a block that the master does not list afterwards; then it is left on disk."""
+
+WATERMARK_RATIO_MAX = 0.9
+"""Where Mooncake's master begins to evict unless it is told otherwise; it does not say where."""
 
 _MARGIN_RATIO = 0.02
 """How far below the watermark of eviction a put back stops: others put as well."""
@@ -67,7 +70,6 @@ class _Reservation:
     """Position of the store that each goes to, int64 [m]."""
     held: Places
     """Where the bytes of a life before were."""
-    bytes_by_store: dict[int, int] = field(default_factory=dict)
 
 
 class MooncakeSink:
@@ -76,17 +78,20 @@ class MooncakeSink:
     def __init__(
         self, attachment: Attachment, putters: Putters, looks: Looks, *, watermark_ratio: float
     ) -> None:
-        """`watermark_ratio` is the share of memory in use at which Mooncake begins to evict. Raises
-        nothing: whoever only waits for wishes needs no putter."""
+        """`watermark_ratio` is the share of memory in use at which Mooncake's master was told to
+        evict; above `WATERMARK_RATIO_MAX` it is not believed, because evicting what readers use for
+        what is put back would be the worse mistake. Nothing is connected to yet."""
         self._attachment = attachment
         self._inventory = attachment.inventory
         self._putters = putters
         self._looks = looks
-        self._full_ratio = max(0.0, watermark_ratio - _MARGIN_RATIO)
+        self._full_ratio = min(watermark_ratio, WATERMARK_RATIO_MAX) - _MARGIN_RATIO
         self._admin = attachment.open_admin()
         self._staging: StagingMemory | None = None
         self._open: dict[int, Putter] = {}
         self._reservation: _Reservation | None = None
+        self._granted: dict[int, int] = {}
+        """Bytes of the fill under way by store, as the other lanes count them."""
 
     # --- the port -------------------------------------------------------------------------------
 
@@ -122,7 +127,7 @@ class MooncakeSink:
         if self._attachment.is_waiting(listed):
             codes[rows] = ReturnCode.REPLICA_IS_NOT_READY
             return _fill(slots, sequences, fresh, codes, {})
-        codes[rows], store = self._admit(table, slots[taken], sequences[taken], listed)
+        codes[rows], store = self._admit(table, slots[taken], sequences[taken])
         good = codes[rows] == ReturnCode.OK
         reservation = _Reservation(
             table.take(good), rows[good], np.zeros(0, np.uint64), store[good], held.take(good)
@@ -142,8 +147,9 @@ class MooncakeSink:
             if len(at):
                 with self._putters.turn:
                     result[reservation.rows[at]] = self._put(fill, reservation, at)
+                    self._give_back()
         finally:
-            self._putters.release(reservation.bytes_by_store)
+            self._give_back()
         self._punch(reservation, result)
         return result
 
@@ -171,9 +177,7 @@ class MooncakeSink:
         self._attachment.layout.check(listed)
         return listed
 
-    def _admit(
-        self, table: BlockTable, slots: U32, sequences: U64, listed: Sequence[MasterSegment]
-    ) -> tuple[I32, I64]:
+    def _admit(self, table: BlockTable, slots: U32, sequences: U64) -> tuple[I32, I64]:
         """The code of each block, int32 [n], and the store to put it into, int64 [n]."""
         codes: I32 = np.zeros(len(table), np.int32)
         for row, key in enumerate(table.keys.to_list()):
@@ -188,12 +192,24 @@ class MooncakeSink:
         self._inventory.drop_cold(slots[others], sequences[others])
         codes[located.found & self._putters.doubted(table.keys)] = ReturnCode.REPLICA_IS_NOT_READY
         wanting = np.flatnonzero(codes == ReturnCode.OK)
-        store = np.zeros(len(table), np.int64)
-        numbers, rooms = self._rooms(listed)
-        share = share_out(table.size[wanting], rooms)
-        codes[wanting[share < 0]] = ReturnCode.NO_AVAILABLE_HANDLE
-        store[wanting[share >= 0]] = np.array([*numbers, -1], np.int64)[share[share >= 0]]
+        store = np.full(len(table), -1, np.int64)
+        store[wanting] = self._share_room(table.size[wanting])
+        codes[wanting[store[wanting] < 0]] = ReturnCode.NO_AVAILABLE_HANDLE
         return codes, store
+
+    def _share_room(self, sizes: U64) -> I64:
+        """Room for blocks of these sizes, which is theirs until `_give_back`: the store that each
+        is to be put into, int64 [n], -1 where there is no room."""
+        # What another lane puts is either on its way or in what the master lists, never in between.
+        with self._putters.turn:
+            numbers, rooms = self._rooms(self._listed())
+            share = share_out(sizes, rooms)
+            store: I64 = np.array([*numbers, -1], np.int64)[share]
+            self._granted = {
+                number: int(sizes[store == number].sum()) for number in np.unique(store[store >= 0])
+            }
+            self._putters.reserve(self._granted)
+        return store
 
     def _rooms(self, listed: Sequence[MasterSegment]) -> tuple[list[int], list[int]]:
         """Stores, the one with the most room first, and the bytes that may go into each: below the
@@ -232,9 +248,6 @@ class MooncakeSink:
         for number in np.unique(reservation.store).tolist():
             self._putter(number, staging)
         reservation.offsets, pieces = staging.pieces(sizes)
-        for number in np.unique(reservation.store).tolist():
-            reservation.bytes_by_store[number] = int(sizes[reservation.store == number].sum())
-        self._putters.reserve(reservation.bytes_by_store)
         self._reservation = reservation
         held, held_only = np.zeros(len(fill.codes), np.bool_), np.zeros(len(fill.codes), np.bool_)
         old = self._attachment.memory.views(reservation.held)
@@ -402,9 +415,10 @@ class MooncakeSink:
                         file.punch(start, end - start)
 
     def _give_back(self) -> None:
-        if self._reservation is not None:
-            self._putters.release(self._reservation.bytes_by_store)
-            self._reservation = None
+        """What was reserved is put, or will not be."""
+        self._putters.release(self._granted)
+        self._granted = {}
+        self._reservation = None
 
 
 def _may_have_removed(before: Counters, now: Counters) -> bool:
