@@ -23,6 +23,9 @@ class Attachment:
     dead: Mapping[str, int]
     """Ids of segments of ours that died in this life of the master, and the numbers of their files.
     While the master lists one of them, keys in it seem to exist."""
+    old_ids: frozenset[str]
+    """Ids of all segments of ours from before: while one of them is listed, dead or not yet
+    unmounted, what is put may go there."""
     died_alone: frozenset[int]
     """Numbers of the old files whose store died while the master lived on: nobody has written into
     them since, so bytes there that are not a block's are what came after it."""
@@ -43,8 +46,7 @@ class Attachment:
             raise StoreUnavailableError("this session with Mooncake is over: attach again")
 
     def is_waiting(self, listed: Sequence[MasterSegment]) -> bool:
-        """Whether puts could go nowhere: a dead segment of ours is listed still, or one that has
+        """Whether puts could go nowhere: an old segment of ours is listed still, or one that has
         the addresses of a live one."""
-        return any(one.segment_id in self.dead for one in listed) or self.layout.is_ambiguous(
-            listed
-        )
+        old = self.old_ids | self.dead.keys()
+        return any(one.segment_id in old for one in listed) or self.layout.is_ambiguous(listed)

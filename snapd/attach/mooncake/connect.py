@@ -101,6 +101,7 @@ class MooncakeConnector:
             boot_id=xxhash.xxh3_128_digest(name),
             layout=layout,
             dead=dict(self._dead),
+            old_ids=self.mounts.old_ids,
             died_alone=frozenset(self._died_alone),
             store_urls=tuple(store.url for store in self.mounts.stores),
             admin_address=admin_address(self.settings),

@@ -133,6 +133,11 @@ class Mounts:
                 return store
         return None
 
+    @property
+    def old_ids(self) -> frozenset[str]:
+        """Segments of earlier lives that must not be there any more before anything is put."""
+        return frozenset(name for store in self.stores for name in store.to_unmount)
+
     def unmount_old(self, listed: Sequence[MasterSegment]) -> None:
         """Unmount segments of earlier lives that a store service has registered again."""
         ids = {one.segment_id for one in listed}
@@ -212,6 +217,7 @@ class Mounts:
             self.old_files.add(number)
             raise
         store.live = live
+        self._unmount_unseen(store)
         event(
             _logger,
             logging.INFO,
@@ -221,6 +227,20 @@ class Mounts:
             bytes=file.size_bytes,
             segments=len(live),
         )
+
+    def _unmount_unseen(self, store: Store) -> None:
+        """A master that was started again does not list the old segment until the store registers
+        it, within seconds, and then two segments of one name are there: puts go to both, and a
+        master that unmounts one of them may not call the other alive any more. So the store is told
+        before that; to unmount what the master does not know succeeds. A store that is new itself
+        refuses, and has nothing to unmount."""
+        if not store.to_unmount:
+            return
+        try:
+            store.service.unmount(sorted(store.to_unmount))
+        except SnapdError:
+            return  # `unmount_old` tries again should they be listed
+        store.to_unmount.clear()
 
     def _create(self, make_room: Callable[[], None]) -> SegmentFile:
         settings = self._settings
