@@ -21,11 +21,14 @@ from snapd.config import Settings, event
 from snapd.errors import SettingError
 from snapd.putter.leave import flush_before_leaving
 from snapd.putter.native import NativeStore
+from snapd.putter.pages import populate_file
 from snapd.putter.server import PutServer
 from snapd.wire.puts import put_socket
 
 _SERVICE_MODULE = "mooncake.mooncake_store_service"
 _CLASS = "MooncakeStoreService"
+_HTTP_OK = 200
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where the service looks for what it is to mount
 _logger = logging.getLogger(__name__)
 
 
@@ -77,6 +80,14 @@ def putting_service(service: type[Any], native: Any, settings: Settings) -> type
                 event(_logger, logging.INFO, "listening for puts", path=path)
             self.serves = True
             return await super().start_http_service(port)
+
+        async def handle_mount_shm(self, request: Any) -> Any:
+            """Mooncake's own, and then the first touches, before anybody waits for them."""
+            answer = await super().handle_mount_shm(request)
+            if answer.status == _HTTP_OK:
+                name = (await request.json())["name"]
+                populate_file(f"{SHARED_MEMORY}/{name.removeprefix('/')}")
+            return answer
 
         async def stop(self) -> None:
             """Have the daemon write what is new while the master still knows it. Then end the

@@ -134,7 +134,7 @@ def overwrite(path: Path, keys: Sequence[str]) -> None:
 # --- the store alone: out of memory ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("site", [8], indirect=True)
+@pytest.mark.parametrize("site", [6], indirect=True)
 def test_after_a_store_is_killed_its_blocks_come_from_memory_once_it_is_forgotten(
     site: MooncakeSite,
 ) -> None:
