@@ -100,7 +100,15 @@ def test_blocks_of_a_killed_store_that_no_pack_had_are_written_from_its_memory(
         assert set(packed_versions(site.snapd.repository).values()) == {1}
 
 
-@pytest.mark.parametrize("who", ["store", "master", "daemon", "store and master", "all"])
+@pytest.mark.parametrize(
+    "who",
+    [
+        "store",
+        "master",
+        *(pytest.param(who, marks=pytest.mark.long) for who in ("daemon", "store and master")),
+        pytest.param("all", marks=pytest.mark.long),
+    ],
+)
 def test_after_a_death_everything_durable_is_back_and_removed_stays_removed(
     site: MooncakeSite, who: str
 ) -> None:

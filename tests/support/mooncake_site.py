@@ -216,8 +216,10 @@ class MooncakeSite:
             self.start_store(index)
 
     def start_master(self) -> None:
-        binary = str(Path(self.python).with_name("mooncake_master"))
-        self.master_process = self._spawn("master", [binary, *self._master_flags])
+        # The program itself: in older wheels the command of that name is a parent that dies alone.
+        environment = Path(self.python).parents[1]
+        (binary,) = environment.glob("lib/python*/site-packages/mooncake/mooncake_master")
+        self.master_process = self._spawn("master", [str(binary), *self._master_flags])
         self.until("the master answers", lambda: self.get_admin("/health") is not None)
 
     def kill_master(self) -> None:
@@ -301,6 +303,10 @@ class MooncakeSite:
     def environment(self) -> dict[str, str]:
         """Of `snapd run` with this site's settings."""
         return self.snapd.environment()
+
+    def settings(self, **changed: object) -> dict[str, object]:
+        """Snapd's settings here, for another daemon on the same master."""
+        return self._settings | changed
 
     def start_daemon(self, *flags: str, wait: bool = True) -> None:
         self.snapd.start_daemon(*flags, wait=wait)
