@@ -2,11 +2,13 @@
 
     python sglang_driver.py <master host:port> <metadata URL> [--mla] [--ranks N]
     python sglang_driver.py --try
+    python sglang_driver.py --arguments
 
 The classes are SGLang's, unmodified: `MooncakeStore` for the storage, a host pool of its HiCache
 for the memory, its hash for the keys. One backend for each tensor-parallel rank. A page's bytes are
 a function of its key, the rank and a version. Each line of input is a JSON object with `do` and its
-arguments, each line of output its answer. `--try` only imports what is needed.
+arguments, each line of output its answer. `--try` only imports what is needed; `--arguments` prints
+the names that SGLang's frontend says of itself.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -229,9 +233,25 @@ class Driver:
         return self._chain[first : first + count]
 
 
+def said_by_frontend() -> dict[str, list[str]]:
+    """Names of the server's arguments, of the frontend's pages, and of what /model_info has."""
+    from sglang.srt.server_args import ServerArgs, record_fields  # noqa: PLC0415
+
+    # Read, not imported: the frontend's module loads everything that serving needs.
+    package = Path(sys.modules["sglang"].__file__ or "").parent
+    frontend = (package / "srt/entrypoints/http_server.py").read_text(encoding="utf-8")
+    model_info = frontend.partition('@app.get("/model_info")')[2].partition("@app.")[0]
+    return {
+        "arguments": [field.name for field in record_fields(ServerArgs)],
+        "pages": re.findall(r'@app\.get\("([^"]+)"', frontend),
+        "model_info": re.findall(r'^ +"(\w+)":', model_info, re.MULTILINE),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--try", dest="only_try", action="store_true")
+    parser.add_argument("--arguments", action="store_true")
     parser.add_argument("--mla", action="store_true")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("master", nargs="?")
@@ -242,6 +262,9 @@ def main() -> None:
     os.dup2(2, 1)
     names = sglang()
     if options.only_try:
+        return
+    if options.arguments:
+        print(json.dumps(said_by_frontend()), file=answers, flush=True)
         return
     driver = Driver(names, options)
     print(json.dumps({"setup": 0}), file=answers, flush=True)
