@@ -227,6 +227,8 @@ class HttpServer:
             await asyncio.wait_for(asyncio.shield(future), _SNAPSHOT_SECONDS_MAX)
         except TimeoutError:
             return _json({"error": "the flush takes longer than the request may"}, status=504)
+        except RefusedError as error:  # a daemon that ends; who asks is about to end as well
+            return _json({"error": str(error), "exit_code": error.exit_code}, status=503)
         return _json({})
 
     async def _generations(self, _: web.Request) -> web.Response:

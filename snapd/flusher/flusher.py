@@ -273,6 +273,8 @@ class Flusher:
         writes_by = stop_by - _COMMIT_SHARE * remaining
         self._flush(lambda: writes_by, self._last_piece_bytes_max, refresh=True)
         self._quiesce()
+        with self._wake:
+            flushes = [*flushes, *_taken(self._flush_requests)]
         error = self._flush(lambda: writes_by, self._last_piece_bytes_max, refresh=True)
         _answer(flushes, error)
         # Even where blocks could not be written, what is in sealed packs gets its manifest.
@@ -281,8 +283,8 @@ class Flusher:
         self._refuse_late()
 
     def _refuse_late(self) -> None:
-        """Answer those who asked after the last look: a store service that is about to end waits
-        for this answer, and need not wait longer."""
+        """Answer those who asked after the last flush began: a store service that is about to end
+        waits for this answer, and need not wait longer."""
         with self._wake:
             self._has_ended = True
             late: list[Future[Any]] = [

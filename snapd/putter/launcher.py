@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import logging
 import os
 import sys
@@ -66,9 +67,11 @@ def putting_service(service: type[Any], native: Any, settings: Settings) -> type
 
         puts: PutServer | None = None
         serves = False
+        mounted: list[str]
 
         async def start_http_service(self, port: int = 8080) -> Any:
             """Listen for puts, then for HTTP: whoever finds the service finds the putter."""
+            self.mounted = []
             path = Path(put_socket(settings.runtime_dir, port))
             store = NativeStore(self.store, native.ReplicateConfig)
             try:
@@ -85,19 +88,27 @@ def putting_service(service: type[Any], native: Any, settings: Settings) -> type
             """Mooncake's own, and then the first touches, before anybody waits for them."""
             answer = await super().handle_mount_shm(request)
             if answer.status == _HTTP_OK:
+                self.mounted += json.loads(answer.text)["segment_ids"]
                 name = (await request.json())["name"]
                 populate_file(f"{SHARED_MEMORY}/{name.removeprefix('/')}")
             return answer
 
         async def stop(self) -> None:
-            """Have the daemon write what is new while the master still knows it. Then end the
-            puts: none may run in a client that is closed."""
-            if self.serves:
-                self.serves = False
-                await flush_before_leaving(settings.runtime_dir, seconds_max=settings.grace_sec)
+            """Have the daemon write what is new while the master still knows it, and leave.
+
+            The putter ends before that: nothing needs to be put back here any more, and none may
+            run in a client that is closed. Between the flush and the unmount is as little time as
+            can be: what is put then is lost. Closing the client would take seconds to unmount; and
+            as nothing is awaited from here on, nobody can have a file mounted once more.
+            """
             if self.puts is not None:
                 await asyncio.to_thread(self.puts.stop)
                 self.puts = None
+            if self.serves:
+                self.serves = False
+                await flush_before_leaving(settings.runtime_dir, seconds_max=settings.grace_sec)
+                for segment_id in self.mounted:  # what is not mounted any more is answered so
+                    self.store.unmount_segment([segment_id])
             await super().stop()
 
     return PuttingStoreService

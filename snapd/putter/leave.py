@@ -17,10 +17,6 @@ import aiohttp
 from snapd.config import event
 from snapd.wire.control import control_socket
 
-_ROUNDS = 2
-"""The first flush may have much to write, and clients go on putting meanwhile: the second has only
-that."""
-
 _logger = logging.getLogger(__name__)
 
 
@@ -31,22 +27,29 @@ async def flush_before_leaving(runtime_dir: str, *, seconds_max: float) -> bool:
     A daemon that is about to end itself answers when its own last flush is done; one that is not
     there is not waited for.
     """
+    path = control_socket(runtime_dir)
     started = time.monotonic()
+    flushes, reason = 0, ""
     try:
         async with asyncio.timeout(seconds_max):
-            for _ in range(_ROUNDS):
-                await _flush(control_socket(runtime_dir))
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        event(
-            _logger,
-            logging.WARNING,
-            "leaving without a last flush",
-            reason=str(error) or f"the daemon took longer than {seconds_max:g} s",
-            seconds=time.monotonic() - started,
-        )
-        return False
-    event(_logger, logging.INFO, "flushed before leaving", seconds=time.monotonic() - started)
-    return True
+            await _flush(path)
+            flushes += 1
+            # That may have had much to write, and clients went on putting: this has only theirs.
+            await _flush(path)
+            flushes += 1
+    except (aiohttp.ClientError, OSError) as error:
+        reason = str(error)
+    except TimeoutError:
+        reason = f"the daemon took longer than {seconds_max:g} s"
+    event(
+        _logger,
+        logging.INFO if flushes else logging.WARNING,
+        "flushed before leaving" if flushes else "leaving without a last flush",
+        flushes=flushes,
+        seconds=time.monotonic() - started,
+        **({"reason": reason} if reason else {}),
+    )
+    return flushes > 0
 
 
 async def _flush(path: str) -> None:

@@ -101,17 +101,25 @@ def test_a_lost_session_is_not_looked_at(
     assert late.refreshes == 0
 
 
-def test_who_asks_after_the_last_look_is_answered_at_the_end(
+def test_who_asks_before_the_last_flush_begins_gets_it_and_who_comes_later_an_answer(
     site: tuple[LocalDaemon, Flusher, type[LateSource]],
 ) -> None:
-    _, flusher, _ = site
-    late: list[Future[Any]] = []
+    _, flusher, late = site
+    asked: dict[str, Future[Any]] = {}
 
-    def ask() -> None:
-        late.extend([flusher.flush_soon(), flusher.request_snapshot(), flusher.request_commit()])
+    def ask_meanwhile(_: LateSource) -> None:
+        asked["too late"] = flusher.flush_soon()
+        asked["snapshot"] = flusher.request_snapshot()
+        asked["commit"] = flusher.request_commit()
 
-    flusher.stop(time.monotonic() + 5, ask)
+    def quiesce() -> None:
+        asked["in time"] = flusher.flush_soon()
+        late.refresh = ask_meanwhile  # type: ignore[method-assign,assignment]
+
+    flusher.stop(time.monotonic() + 5, quiesce)
     run(flusher).join(10)
-    for future in (*late, flusher.flush_soon()):
+    asked["after the end"] = flusher.flush_soon()
+    assert asked.pop("in time").result(0) is None
+    for future in asked.values():
         with pytest.raises(RefusedError, match="stopping"):
             future.result(0)

@@ -75,6 +75,15 @@ def test_what_the_daemon_refuses_is_told_and_ends_the_wait(
     assert "the disk is full" in str(vars(caplog.records[-1]))
 
 
+def test_a_daemon_that_ends_between_two_flushes_has_done_what_counts(tmp_path: Path) -> None:
+    answers = iter([web.json_response({}), web.json_response({"error": "stopping"}, status=503)])
+
+    async def flush(_: web.Request) -> web.Response:
+        return next(answers)
+
+    assert asyncio.run(leave(tmp_path, flush))
+
+
 def test_a_daemon_that_dies_meanwhile_ends_the_wait(tmp_path: Path) -> None:
     async def flush(request: web.Request) -> web.Response:
         assert request.transport is not None
