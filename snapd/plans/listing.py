@@ -39,12 +39,12 @@ def diff_listing(slots: I64, resident: I64) -> ListingDiff:
     return ListingDiff(at[rows][order], rows[order], np.flatnonzero(~listed))
 
 
-def oldest_first(looked_at: U64, size: U64, *, bytes_max: int) -> I64:
-    """Rows whose last look is longest ago, at most `bytes_max` bytes of them, at least one row if
-    there is any; int64, ascending."""
+def oldest_first(looked_at: U64, size: U64, *, bytes_max: int, rows_max: int) -> I64:
+    """Rows whose last look is longest ago, at most `rows_max` and `bytes_max` bytes of them, but
+    one row if there is any; int64, ascending."""
     if not len(size):
         return np.empty(0, np.int64)
-    order = np.argsort(looked_at, kind="stable")
+    order = np.argsort(looked_at, kind="stable")[:rows_max]
     total = np.cumsum(size[order].astype(np.int64))
     fits = max(1, int(np.searchsorted(total, bytes_max, side="right")))
     return np.sort(order[:fits])

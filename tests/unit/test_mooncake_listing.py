@@ -28,9 +28,10 @@ def test_a_diff_is_that_of_two_sets(
 def test_the_oldest_look_comes_first_and_bytes_are_bounded() -> None:
     looked = np.array([5, 0, 3, 0, 9], np.uint64)
     sizes = np.full(5, 10, np.uint64)
-    assert oldest_first(looked, sizes, bytes_max=30).tolist() == [1, 2, 3]
-    assert oldest_first(looked, sizes, bytes_max=1).tolist() == [1]
-    assert oldest_first(looked[:0], sizes[:0], bytes_max=1).tolist() == []
+    assert oldest_first(looked, sizes, bytes_max=30, rows_max=9).tolist() == [1, 2, 3]
+    assert oldest_first(looked, sizes, bytes_max=30, rows_max=2).tolist() == [1, 3]
+    assert oldest_first(looked, sizes, bytes_max=1, rows_max=9).tolist() == [1]
+    assert oldest_first(looked[:0], sizes[:0], bytes_max=1, rows_max=9).tolist() == []
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,10 @@ from snapd.config import event
 from snapd.errors import StoreUnavailableError
 from snapd.plans.listing import seconds_to_next_look
 
+_POKED_SHARE = 2.0
+"""A look that is taken out of turn, because of a removal, waits for so many times the length of the
+one before: somebody may remove keys all the time."""
+
 _AMBIGUOUS_SECONDS = 0.25
 """Until the next look where a dead segment was in the way."""
 _logger = logging.getLogger(__name__)
@@ -60,6 +64,7 @@ class Looker:
         self._looking = threading.Lock()
         self._wake = threading.Condition()
         self._due_at = 0.0
+        self._poked_at = 0.0
         self._is_poked = False
         self._is_held = False
         self.last = Look()
@@ -82,6 +87,7 @@ class Looker:
                 seconds = time.monotonic() - started
                 wait = seconds_to_next_look(self._poll_seconds, seconds)
                 self._due_at = time.monotonic() + wait
+                self._poked_at = time.monotonic() + min(wait, _POKED_SHARE * seconds)
             if look.is_ambiguous:
                 self._due_at = time.monotonic() + min(wait, _AMBIGUOUS_SECONDS)
             if look.listed:
@@ -95,11 +101,10 @@ class Looker:
         """Wait until a look is due, at most so long, and look if it is. Raises as `look` does."""
         deadline = time.monotonic() + wait_seconds
         with self._wake:
-            while not self._is_due():
-                left = min(deadline, self._due_at) - time.monotonic()
-                if left <= 0 and time.monotonic() >= deadline:
+            while (due_at := self._next_at()) > (now := time.monotonic()):
+                if now >= deadline:
                     return
-                self._wake.wait(max(0.0, left))
+                self._wake.wait(min(deadline, due_at) - now)
         self.look(attachment)
 
     def end_segments(self, files: I64, dead: Mapping[str, int]) -> int:
@@ -162,5 +167,5 @@ class Looker:
                 blocks=look.without_slot,
             )
 
-    def _is_due(self) -> bool:
-        return self._is_poked or time.monotonic() >= self._due_at
+    def _next_at(self) -> float:
+        return self._poked_at if self._is_poked else self._due_at

@@ -35,6 +35,8 @@ _AGAIN_BYTES = 256 * 2**20
 """Bytes hashed again at every look: a block may have been evicted and put again where it was, and a
 rewrite can hide behind a put that was under way when the counters were read."""
 
+_AGAIN_BLOCKS = 4096
+
 _FOREIGN_ROWS_MIN = 2048
 _FOREIGN_PARTS = 8
 """One part in so many of other hosts' keys is located again at each look."""
@@ -241,15 +243,21 @@ class Poll:
         bytes at the same, and hash them again."""
         slots, sequence, places, hashed_at = kept.slots, kept.sequence, kept.places, kept.hashed_at
         again = hashed_at == 0
-        again |= activity.may_have_rewritten or activity.may_have_removed
-        if activity.may_have_moved:
+        again |= activity.may_have_rewritten
+        # Gone and back: what was not put again is where it was, with the bytes that it had.
+        again |= activity.may_have_removed and activity.may_have_added
+        if activity.may_have_moved and (
+            activity.may_have_added or activity.now.moves != activity.before.moves
+        ):
             now = layout.places(self.admin.locate(keys, layout.segments))
             moved = ~_same(places, now)
             away = moved & (now.file == NOWHERE)
             look.vanished += self.inventory.vanished(slots[away], sequence[away], removed=False)
             again = (again | moved) & ~away
             places = now
-        share = oldest_first(hashed_at, kept.places.size, bytes_max=_AGAIN_BYTES)
+        share = oldest_first(
+            hashed_at, kept.places.size, bytes_max=_AGAIN_BYTES, rows_max=_AGAIN_BLOCKS
+        )
         again[share] |= places.file[share] != NOWHERE
         rows = np.flatnonzero(again)
         for piece in _pieces(rows, places.size[rows]):
