@@ -12,8 +12,8 @@ Pure. What decides here rests on how the master counts (each seen by running it)
   count the rewrites; between a request's start and its end the difference can be too high for a
   moment.
 - An upsert of another size, a move and a put over one that was given up each let go of replicas
-  (`discards`); a put or upsert that its client takes back is `revokes`. Where the key had a block,
-  that block is gone then, and not by eviction.
+  (`discards`). Where the key had a block, that block is gone then, and not by eviction. A put or
+  upsert that its client takes back is `revokes`, after it was one of these or a new object.
 - A removal that fails (the key is not there, or under a lease) is counted as asked and as failed.
   `remove_all` without force leaves out what is under a lease, and does not say so.
 - The death of a segment counts nothing.
@@ -55,8 +55,10 @@ class Activity:
     def may_have_removed(self) -> bool:
         """Keys that are gone may have been removed or replaced, and not only evicted."""
         return self._rose("removes", "regex_removes", "remove_alls", "clears") or (
-            # What an upsert began to replace and then did not is gone as well.
-            self._rose("revokes", "discards") or self.may_have_rewritten
+            # What an upsert began to replace and then did not is gone as well, and shows from its
+            # start. That puts are taken back (`revokes`) says no more: every put into a store that
+            # has just died is, and its keys must not be taken for removed when it is dropped.
+            self._rose("discards") or self.may_have_rewritten
         )
 
     @property
