@@ -213,19 +213,61 @@ def test_the_setting_stands_and_nobody_is_asked(sglang: SglangFrontend, fingerpr
     assert sglang.asked == []
 
 
-def test_blocks_are_labelled_only_if_the_label_was_in_force_at_the_look_before(
+def test_blocks_are_labelled_only_if_no_other_label_was_in_force_since_the_look_before(
     sglang: SglangFrontend, fingerprints: Make
 ) -> None:
     known = fingerprints(sglang.url)
-    assert known.at_look() == 0
     known.look()
-    assert [known.at_look(), known.at_look()] == [0, 1]
+    assert known.at_look() == 0, "what was there before the daemon is whose?"
+    assert known.at_look() == 1
     sglang.say("/model_info", MODEL | {"weight_version": "2"})
     known.look()
     assert [known.at_look(), known.at_look()] == [0, 2]
+    sglang.say("/model_info", MODEL)
+    known.look()
+    sglang.say("/model_info", MODEL | {"weight_version": "2"})
+    known.look()
+    assert [known.at_look(), known.at_look()] == [0, 2]
+
+
+def test_blocks_that_came_since_sglang_was_away_are_of_the_one_that_came(
+    sglang: SglangFrontend, fingerprints: Make
+) -> None:
     sglang.stop()
+    known = fingerprints(sglang.url)
+    assert known.at_look() == 0
     known.look()
     assert [known.at_look(), known.at_look()] == [0, 0]
+    sglang.start()
+    known.look()
+    assert [known.at_look(), known.at_look()] == [1, 1]
+
+
+def test_blocks_of_two_that_came_since_the_look_before_have_no_label(
+    sglang: SglangFrontend, fingerprints: Make
+) -> None:
+    known = fingerprints(sglang.url)
+    known.look()
+    assert [known.at_look(), known.at_look()] == [0, 1]
+    sglang.stop()
+    known.look()
+    sglang.say("/model_info", MODEL | {"weight_version": "2"})
+    sglang.start()
+    known.look()
+    assert [known.at_look(), known.at_look()] == [0, 2]
+
+
+def test_blocks_that_came_while_sglang_answered_nonsense_have_no_label(
+    sglang: SglangFrontend, fingerprints: Make
+) -> None:
+    known = fingerprints(sglang.url)
+    known.look()
+    assert [known.at_look(), known.at_look()] == [0, 1]
+    sglang.say("/model_info", {}, status=502)
+    known.look()
+    sglang.say("/model_info", MODEL)
+    known.look()
+    assert [known.at_look(), known.at_look()] == [0, 1]
 
 
 def test_a_full_table_leaves_blocks_unlabelled(sglang: SglangFrontend, fingerprints: Make) -> None:

@@ -37,6 +37,8 @@ _HOLD_SECONDS = 30.0
 TIMEOUT_SECONDS = 2.0
 _BODY_BYTES_MAX = 16 << 20
 _SAFE = "/.:@+,-_"
+_IN_DOUBT = "?"
+"""Stands for a label, where nobody knows whether one is in force."""
 
 Scalar = str | int | float | bool | None
 Info = TypeVar("Info")
@@ -193,7 +195,9 @@ class Fingerprints:
         self._label = configured
         self._id: int | None = None
         """Of `_label`; None before it was asked for."""
-        self._id_at_look = 0
+        self._seen = {_IN_DOUBT}
+        """Labels that were in force since the look before; none of a time when SGLang was away."""
+        self._is_away = False
         self._model: ModelInfo | None = None
         self._whole_at = self._confirmed_at = -_HOLD_SECONDS
 
@@ -217,15 +221,17 @@ class Fingerprints:
     def at_look(self) -> int:
         """The id for blocks that a look finds new. Call it once a look, before the listing.
 
-        They came since the look before, so a label that was learned must have been in force then
-        already: otherwise nobody knows whose they are, and the answer is 0.
+        They came since the look before. If another label was in force since then, or nobody knows,
+        nobody knows whose they are, and the answer is 0. While SGLang was away, nobody put any.
         """
         present = self.present()
         if self._configured:
             return present
         with self._lock:
-            before, self._id_at_look = self._id_at_look, present
-        return present if before == present else 0
+            is_sure = self._seen <= {self._label}
+            self._seen = set()
+            self._note()
+        return present if is_sure else 0
 
     def run(self) -> None:
         """Learn it, and again and again, until the daemon stops; at once done if it is set."""
@@ -250,7 +256,8 @@ class Fingerprints:
             is_slow = isinstance(error.__cause__, TimeoutError)
             if not is_slow or self._clock() - self._confirmed_at > _HOLD_SECONDS:
                 self._model, self._whole_at = None, -_HOLD_SECONDS
-                self._put_in_force("")
+                refused = isinstance(error.__cause__, ConnectionRefusedError)
+                self._put_in_force("", is_away=refused)
             return
         self._confirmed_at = self._clock()
         self._put_in_force(label)
@@ -266,17 +273,25 @@ class Fingerprints:
         self._model, self._whole_at = model, now
         return label
 
-    def _put_in_force(self, label: str) -> None:
+    def _put_in_force(self, label: str, *, is_away: bool = False) -> None:
         with self._lock:
-            if label == self._label:
-                return
-            self._label, self._id = label, None
+            before, self._is_away = self._label, is_away
+            if label != before:
+                self._label, self._id = label, None
+            self._note()
+        if label == before:
+            return
         event(
             _logger,
             logging.INFO,
             "the fingerprint in force has changed",
             fingerprint=label or "none",
         )
+
+    def _note(self) -> None:
+        """Remember what is in force now, for the next look. The caller holds the lock."""
+        if not self._is_away:
+            self._seen.add(self._label or _IN_DOUBT)
 
     def _number_of(self, label: str) -> int:
         """Of any label, 0 for the empty one; 0 as well where the table of labels is full."""
