@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from snapd.config import Settings, configure_logging
 from snapd.errors import SettingError, SnapdError, StoreUnavailableError
 from snapd.putter.native import NativeStore
 from snapd.putter.server import PutServer
@@ -27,6 +28,7 @@ def main() -> int:
     was put is looked up before it counts.
     """
     arguments = _parse()
+    configure_logging(Settings(log_format=arguments.log_format, log_level=arguments.log_level))
     try:
         store = _connect(arguments)
         server = PutServer(
@@ -86,6 +88,8 @@ def _parse() -> argparse.Namespace:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--device", default="")
     parser.add_argument("--group-shared", action="store_true")
+    parser.add_argument("--log-format", default="text")
+    parser.add_argument("--log-level", default="info")
     return parser.parse_args()
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from snapd.config import Settings, event
+from snapd.config.logs import JsonFormatter, TextFormatter
 from snapd.errors import SettingError
 from snapd.putter.leave import flush_before_leaving
 from snapd.putter.native import NativeStore
@@ -49,10 +50,22 @@ def run_store_service(settings: Settings, arguments: Sequence[str]) -> int:
             "install mooncake-transfer-engine-non-cuda there, and Debian's libibverbs1 "
             "librdmacm1 libnuma1"
         ) from error
+    log_beside(settings)
     setattr(service, _CLASS, putting_service(getattr(service, _CLASS), native, settings))
     sys.argv = [_SERVICE_MODULE, *arguments]
     asyncio.run(service.main())
     return 0
+
+
+def log_beside(settings: Settings) -> None:
+    """Our events in our format, and those of Mooncake's service as it writes them."""
+    handler = logging.StreamHandler()
+    as_json = settings.log_format == "json"
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    ours = logging.getLogger("snapd")
+    ours.handlers = [handler]
+    ours.propagate = False
+    ours.setLevel(settings.log_level.upper())
 
 
 def putting_service(service: type[Any], native: Any, settings: Settings) -> type[Any]:

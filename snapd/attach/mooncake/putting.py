@@ -277,6 +277,8 @@ class PutterChild:
             *("--protocol", settings.mooncake_protocol),
             *("--device", settings.mooncake_device),
             *("--local-hostname", settings.mooncake_local_hostname),
+            *("--log-format", settings.log_format),
+            *("--log-level", settings.log_level),
             *(["--group-shared"] if settings.group_shared else []),
         ]
         self._socket = child_socket(settings.runtime_dir)
