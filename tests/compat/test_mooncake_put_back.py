@@ -161,6 +161,7 @@ def test_nothing_counts_while_the_dead_segment_is_listed(site: MooncakeSite) -> 
     before = session(site)
     with case(FaultClass.KILL, "Mooncake store: SIGKILL, put back before it is forgotten"):
         site.kill_store()
+        site.until("the daemon has noticed", lambda: not site.status()["store"]["up"])
         site.start_store(launcher=True)
         site.until("a new session", lambda: session(site) != before)
         assert client.exist(keys[:5]) == dict.fromkeys(keys[:5], True)
