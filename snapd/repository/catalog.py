@@ -326,6 +326,12 @@ class Catalog:
             # A copy is no news about its version: if that was dead, it still is.
             state[new[copy]] = states[old[copy]]
         winner = ~older
+        if live is not None:
+            # A manifest names the original and not the copy, because it was committed while the
+            # copy's pack could not be read. The original is the one that counts.
+            behind = copy & (state[new] != RowState.LIVE) & (states[old] == RowState.LIVE)
+            state[new[behind]] = RowState.SUPERSEDED
+            winner &= ~behind
         states[old[winner]] = RowState.SUPERSEDED
         self._index.replace(blocks.key_hash[new[winner]], old[winner], first + new[winner])
         return old[newer]

@@ -331,3 +331,41 @@ def test_what_was_stale_before_its_pack_was_sealed_stays_so_when_the_newer_pack_
         assert model.start().blocks_lost == 1
         model.check(lossy=True)
         assert model.certain.keys() == {b"b"}
+
+
+@pytest.mark.parametrize("reads", [1, 2, 3, 4])
+def test_a_copy_that_could_not_be_read_once_does_not_take_its_original_along_later(
+    reads: int,
+) -> None:
+    disk, model = model_on(retain=3)
+    model.put(values(1, "a", "b"))
+    model.commit()
+    model.put(values(2, "b", "c"))
+    model.commit()
+    model.compact()
+    copy = f"packs/{disk.list('packs')[-1]}"
+    model.close()
+    seen: list[int] = []
+
+    def fault(one: Operation) -> int | Effect:
+        if (one.kind, one.name) != ("read", copy):
+            return 0
+        seen.append(one.number)
+        return Effect(flip_bit=9) if len(seen) >= reads else 0
+
+    with case(FaultClass.DISK_LIES, f"a compacted pack reads badly from read {reads} on, once"):
+        disk.fault = fault
+        assert model.start().unreadable_packs
+        disk.fault = None
+        # The originals serve, and a manifest says so that does not name the copy.
+        model.check()
+        model.commit()
+        model.close()
+        assert copy.removeprefix("packs/") in disk.list("packs")
+        recovery = model.start()
+        assert not recovery.unreadable_packs
+        assert recovery.blocks == 3
+        model.check()
+        model.compact()
+        model.commit()
+        model.check()
