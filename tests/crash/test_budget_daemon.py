@@ -57,8 +57,8 @@ def test_a_real_daemon_stays_inside_its_budget_and_restarts_with_what_is_on_disk
                 assert client.upsert(f"key-{number}", value(number, version)) == 0
                 if number % 20 == 0:
                     most = max(most, used(site.repository))
-        # Upserts leave the disk full of dead versions. Their space comes back with commits and looks
-        # of the compactor, and only then do the new versions get their share of the budget.
+        # Upserts leave the disk full of dead versions. Their space comes back with commits and
+        # looks of the compactor; only then do the new versions get their share of the budget.
         site.until("the budget holds live blocks", lambda: committed(site) >= EXPECTED)
         most = max(most, used(site.repository))
         assert sum(site.status()["flush"]["left_out"].values()) > 0
