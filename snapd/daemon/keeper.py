@@ -124,7 +124,7 @@ class Keeper:
             event(_logger, logging.WARNING, "left blocks in an abandoned segment", error=error)
 
     def _serve(self, session: Session, store: AttachedStore) -> None:
-        retired = self._store
+        retired = self._store or store
         self._store = store
         self._link.publish(session)
         event(
@@ -158,7 +158,8 @@ class Keeper:
         # The next look settles every slot; until then nothing that leaves is let go.
         self._flush_soon()
 
-    def _watch(self, session: Session, store: AttachedStore, retired: AttachedStore | None) -> None:
+    def _watch(self, session: Session, store: AttachedStore, before: AttachedStore) -> None:
+        retired: AttachedStore | None = before
         while not self._ended.is_set() and not session.lost.is_set():
             self._look(store)
             # Once the flusher has gone over to the new segment, what is put back from the old one

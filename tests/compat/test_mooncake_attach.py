@@ -12,6 +12,10 @@ from mooncake_driver import MISSING
 from mooncake_packs import packed_versions
 from mooncake_site import MooncakeSite
 
+from snapd.attach.mooncake.files import create_segment_file
+from snapd.attach.mooncake.record import SegmentRecord
+from snapd.attach.mooncake.service import StoreService
+
 
 def names(prefix: str, count: int) -> list[str]:
     return [f"{prefix}-{number}" for number in range(count)]
@@ -140,6 +144,65 @@ def test_after_a_death_everything_durable_is_back_and_removed_stays_removed(
             names("gone", 50), MISSING
         )
         site.until("old files are deleted", lambda: len(site.shared_files()) == 1)
+
+
+@pytest.mark.long
+def test_a_daemon_killed_while_it_puts_back_goes_on_where_it_was(site: MooncakeSite) -> None:
+    site.start()
+    site.start_daemon()
+    client = site.client()
+    client.put_all(names("k", 200))
+    client.close()
+    flushed(site)
+    site.kill_daemon()
+    site.kill_store()
+    site.wipe_shared_memory()
+    site.start_store()
+    with case(FaultClass.KILL, "daemon: SIGKILL while it puts back into Mooncake"):
+        site.snapd.configure(io_bytes_per_sec_max=3 << 20)
+        site.start_daemon(wait=False)
+        site.until("half is back", lambda: 20 < len(site.keys()) < 180, 60)
+        site.kill_daemon()
+        site.snapd.configure(io_bytes_per_sec_max=0)
+        site.start_daemon()
+        settled(site)
+        assert site.keys() == set(names("k", 200))
+        assert set(site.client().read(names("k", 200)).values()) == {1}
+
+
+@pytest.mark.long
+def test_a_mount_that_nobody_finished_is_undone(site: MooncakeSite) -> None:
+    """A daemon that is killed between the mount and the note of it leaves a segment that nobody
+    would ever read: it is unmounted, and its file removed."""
+    site.start()
+    service = StoreService(site.store_url())
+    file = create_segment_file(f"{site.stem}.segment", site.segment_bytes, group_shared=False)
+    record = SegmentRecord(
+        store_url=site.store_url(),
+        segment_ids=(),
+        base_addresses=(),
+        sizes=(),
+        client_id="",
+        endpoint="",
+        life_id=bytes(16),
+        counters={},
+        mounted_at=0.0,
+    )
+    with case(FaultClass.KILL, "daemon: between a mount and its record"):
+        file.write_record(record)
+        service.mount(file.name, file.size_bytes)
+        file.close()
+        client = site.client()
+        client.put_all(names("orphan", 10))
+        site.start_daemon()
+        settled(site)
+        assert len(site.segments()) == 1
+        assert len(site.shared_files()) == 1
+        assert site.shared_files() != [Path(file.path)]
+        client.put_all(names("k", 10))
+        flushed(site)
+        assert packed_versions(site.snapd.repository) == dict.fromkeys(names("k", 10), 1)
+    service.close()
 
 
 def test_nothing_comes_back_that_was_removed_while_the_daemon_was_away(site: MooncakeSite) -> None:

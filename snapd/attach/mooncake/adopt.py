@@ -13,7 +13,7 @@ from snapd.attach.mooncake.layout import lay_out
 from snapd.attach.mooncake.life import same_life
 from snapd.attach.mooncake.master import MasterSegment
 from snapd.attach.mooncake.memory import Memory
-from snapd.attach.mooncake.mounts import Mounts, Store
+from snapd.attach.mooncake.mounts import Life, Mounts, Store
 from snapd.attach.mooncake.record import SegmentRecord
 from snapd.config import event
 from snapd.errors import SnapdError
@@ -27,10 +27,9 @@ _logger = logging.getLogger(__name__)
 class Adopted:
     """What is known from the records."""
 
-    life_id: bytes | None = None
-    """Of the master's life that goes on; None if no record is of it."""
-    counters: Counters | None = None
-    """Of that life: what the daemon before accounted for."""
+    life: Life | None = None
+    """Of the master that goes on, as far as the daemon before accounted for it; None if no record
+    is of it."""
     adopted: int = 0
     """Files that are mounted still, and are ours again."""
     dead: dict[str, int] = field(default_factory=dict)
@@ -87,15 +86,17 @@ def _take_over(
     listed: Sequence[MasterSegment],
 ) -> bool:
     """Whether this file is mounted in the life that goes on; its segments are its store's then."""
-    counters = Counters(MappingProxyType(dict(record.counters)))
-    if not same_life(counters, now):
+    life = Life(
+        record.life_id,
+        since=Counters(MappingProxyType(dict(record.since))),
+        counters=Counters(MappingProxyType(dict(record.counters))),
+        is_whole=record.is_whole,
+    )
+    if not same_life(life.counters, now):
         store.to_unmount |= set(record.segment_ids)
         return False
-    if result.counters is None or sum(counters.values.values()) < sum(
-        result.counters.values.values()
-    ):
-        result.counters = counters
-    result.life_id = record.life_id
+    if result.life is None or _sum(life) < _sum(result.life):
+        result.life = life  # the most cautious of the records
     by_id = {one.segment_id: one for one in listed}
     recorded = zip(record.segment_ids, record.base_addresses, record.sizes, strict=True)
     found = [
@@ -115,6 +116,10 @@ def _take_over(
     result.adopted += 1
     event(_logger, logging.INFO, "adopted a mounted segment", store=store.url, file=file.name)
     return True
+
+
+def _sum(life: Life) -> int:
+    return sum(life.counters.values.values())
 
 
 def _unmount_unrecorded(

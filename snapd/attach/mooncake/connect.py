@@ -6,6 +6,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import xxhash
@@ -19,7 +20,7 @@ from snapd.attach.mooncake.life import Activity, same_life
 from snapd.attach.mooncake.looker import Looker, LookObserver
 from snapd.attach.mooncake.master import MasterAdmin, MasterSegment
 from snapd.attach.mooncake.memory import Memory
-from snapd.attach.mooncake.mounts import Mounts
+from snapd.attach.mooncake.mounts import Life, Mounts
 from snapd.attach.mooncake.poll import Poll
 from snapd.attach.mooncake.putting import Putters
 from snapd.attach.mooncake.store import MooncakeStore
@@ -65,10 +66,11 @@ class MooncakeConnector:
         self._write_last = write_last
         self._daemon_id = secrets.token_bytes(_LIFE_ID_BYTES)
         """A part of every incarnation's name, because sequences begin again with this process."""
-        self._life_id = b""
+        self._life: Life | None = None
+        """The master's, as far as all durable knowledge accounts for it."""
         self._life_counters: Counters | None = None
         """The newest counters of the master's life, whoever saw them."""
-        self._since: Counters | None = None
+        self._adopted_life: Life | None = None
         """Where the daemon before stopped to account for this life; None if it is not known."""
         self._dead: dict[str, int] = {}
         self._died_alone: set[int] = set()
@@ -76,8 +78,9 @@ class MooncakeConnector:
         """Files whose blocks are in the inventory still, though their segments are dead."""
         self._some_died = False
         """Whether a segment of the daemon before died while nobody looked."""
-        self._recorded: Counters | None = None
+        self._recorded: Life | None = None
         self._record_lock = threading.Lock()
+        """Guards what the records say; taken before the looker's, never after."""
 
     def attach(self, previous: AttachedStore | None) -> MooncakeStore:
         """Find out what lives, and mount what does not. What died is still in the inventory after
@@ -87,16 +90,19 @@ class MooncakeConnector:
         when one of them answers nonsense, SegmentError when no segment can be mounted.
         """
         now, listed = self.admin.counters(), self.admin.segments()
-        if not self._life_id:
-            self._enter(now, listed)
-        elif self._life_counters is not None and not same_life(self._life_counters, now):
-            self._master_died(now)
-        self._life_counters = now
-        self._bury_dead(listed)
-        self.mounts.mount_missing(self._life_id, self.poll.baseline or now, self._make_room)
+        with self._record_lock:
+            if self._life is None:
+                self._life = self._enter(now, listed)
+            elif self._life_counters is not None and not same_life(self._life_counters, now):
+                self._life = self._master_died(now)
+            self._life_counters = now
+            self._bury_dead(listed)
+            life = self._life
+        self.mounts.mount_missing(life, self._make_room)
         self.mounts.unmount_old(self.admin.segments())
         layout = self.mounts.layout
-        name = b"\0".join([self._daemon_id, self._life_id, *map(str.encode, layout.segment_ids)])
+        ids = map(str.encode, layout.segment_ids)
+        name = b"\0".join([self._daemon_id, life.life_id, *ids])
         attachment = Attachment(
             boot_id=xxhash.xxh3_128_digest(name),
             layout=layout,
@@ -155,9 +161,19 @@ class MooncakeConnector:
         """Everything told is durable: note in the files how far that goes. Raises SegmentError."""
         with self._record_lock:
             counters = self.looker.durable_counters()
-            if counters is not None and counters != self._recorded:
-                self.mounts.write_records(self._life_id, counters)
-                self._recorded = counters
+            if counters is None or self._life is None:
+                return
+            self._life = replace(self._life, counters=counters)
+            if self._life != self._recorded:
+                self.mounts.write_records(self._life)
+                self._recorded = self._life
+
+    def whole(self) -> None:
+        """Everything that was lost is back, as far as there is room."""
+        self.drop_old_files()
+        with self._record_lock:
+            if self._life is not None:
+                self._life = replace(self._life, is_whole=True)
 
     def drop_old_files(self) -> None:
         """Delete the files whose segments died."""
@@ -169,29 +185,39 @@ class MooncakeConnector:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _enter(self, now: Counters, listed: list[MasterSegment]) -> None:
+    def _enter(self, now: Counters, listed: list[MasterSegment]) -> Life:
         """The first attach of this process."""
         adopted = adopt(self.mounts, self.memory, now, listed)
-        self._life_id = adopted.life_id or secrets.token_bytes(_LIFE_ID_BYTES)
-        self._since = adopted.counters
+        self._adopted_life = life = adopted.life
         self._dead |= adopted.dead
         self._some_died = not adopted.adopted or bool(adopted.dead)
-        self.poll.begin_life(adopted.counters or now, known=adopted.counters is not None)
+        if life is None:
+            self.poll.begin_life(now, known=False)
+            return _new_life(now)
+        self.poll.begin_life(life.counters, known=True)
+        return replace(life, is_whole=life.is_whole and not self._some_died)
 
     def _first_policy(self) -> ColdPolicy:
         """What the daemon before had on disk and nobody lists now: lost, gone or removed?
 
-        Its segments went on without it: then it is gone. Some of them died: then it may be lost
-        with them. But if anything was removed or rewritten meanwhile, it may be that, too.
+        Its segments went on without it: then it is gone. Some of them died, or it was still putting
+        blocks back: then it may be lost. But if anything was removed or rewritten meanwhile, it may
+        be that, too; and what was put back may have been evicted since, with newer bytes that
+        nobody saw.
         """
-        if self._since is None:
+        life = self._adopted_life
+        if life is None:
             return ColdPolicy.LOST
-        activity = Activity(self._since, self.admin.counters())
+        now = self.admin.counters()
+        activity = Activity(life.counters, now)
         if activity.may_have_removed or activity.may_have_removed_unseen:
             return ColdPolicy.REMOVED
-        return ColdPolicy.LOST if self._some_died else ColdPolicy.GONE
+        whole_life = Activity(life.since, now)
+        nothing_left = not (whole_life.may_have_moved or whole_life.may_have_removed_unseen)
+        waits = self._some_died or (not life.is_whole and nothing_left)
+        return ColdPolicy.LOST if waits else ColdPolicy.GONE
 
-    def _master_died(self, now: Counters) -> None:
+    def _master_died(self, now: Counters) -> Life:
         """All keys are gone. What was in our files is there still, until somebody puts again."""
         event(_logger, logging.WARNING, "Mooncake's master was started again: its keys are gone")
         last = self._life_counters
@@ -201,7 +227,7 @@ class MooncakeConnector:
             self.looker.end_life(np.array(sorted(self._to_lose), np.int64), last or now, now)
         )
         self._dead.clear()
-        self._life_id = secrets.token_bytes(_LIFE_ID_BYTES)
+        return _new_life(now)
 
     def _bury_dead(self, listed: list[MasterSegment]) -> None:
         """Segments that are not listed any more, or whose store service is gone."""
@@ -213,6 +239,8 @@ class MooncakeConnector:
                 self._dead |= dead
                 files |= set(dead.values())
         if files:
+            assert self._life is not None
+            self._life = replace(self._life, is_whole=False)
             self._died_alone |= files
             self._to_lose |= files
             self._doubt(self.looker.end_segments(np.array(sorted(files), np.int64), self._dead))
@@ -235,6 +263,10 @@ class MooncakeConnector:
             event(_logger, logging.WARNING, "left blocks in an old segment file", error=error)
         self.mounts.unmount_old(self.admin.segments())
         self.drop_old_files()
+
+
+def _new_life(now: Counters) -> Life:
+    return Life(secrets.token_bytes(_LIFE_ID_BYTES), since=now, counters=now, is_whole=False)
 
 
 def _are_listed(live: tuple[LiveSegment, ...], listed: list[MasterSegment]) -> bool:

@@ -34,6 +34,19 @@ _SERVICE_SECONDS_MAX = 10.0
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What the records of all files say of the master's life."""
+
+    life_id: bytes
+    since: Counters
+    """When it was first seen."""
+    counters: Counters
+    """What all durable knowledge accounts for."""
+    is_whole: bool
+    """Whether everything that lives before it lost was put back."""
+
+
 @dataclass
 class Store:
     """One store service and what it has mounted of ours."""
@@ -103,9 +116,7 @@ class Mounts:
         store.live = ()
         return dead
 
-    def mount_missing(
-        self, life_id: bytes, counters: Counters, make_room: Callable[[], None]
-    ) -> None:
+    def mount_missing(self, life: Life, make_room: Callable[[], None]) -> None:
         """Mount a new file in every store that has none and answers. `make_room` is called, once,
         when shared memory is too small for it beside the old files; they are dropped then.
 
@@ -118,7 +129,7 @@ class Mounts:
             try:
                 if not store.service.alive():
                     raise StoreUnavailableError(f"no Mooncake store service answers at {store.url}")
-                self._mount(store, life_id, counters, make_room)
+                self._mount(store, life, make_room)
                 store.backoff.succeeded()
             except SnapdError as caught:
                 error = caught
@@ -166,14 +177,14 @@ class Mounts:
         self.old_files.clear()
         return numbers
 
-    def write_records(self, life_id: bytes, counters: Counters) -> None:
-        """Note in every mounted file which counters all durable knowledge accounts for. May be
-        called by another thread than all else, if by one only. Raises SegmentError."""
+    def write_records(self, life: Life) -> None:
+        """Note in every mounted file how far all durable knowledge goes. May be called by another
+        thread than all else, if by one only. Raises SegmentError."""
         for store in self.stores:
             live = store.live
             file = self._memory.get(live[0].file) if live else None
             if file is not None:
-                file.write_record(_record(store.url, live, life_id, counters))
+                file.write_record(_record(store.url, live, life))
 
     def close(self) -> None:
         """Close connections. What is mounted stays mounted."""
@@ -182,13 +193,7 @@ class Mounts:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _mount(
-        self,
-        store: Store,
-        life_id: bytes,
-        counters: Counters,
-        make_room: Callable[[], None],
-    ) -> None:
+    def _mount(self, store: Store, life: Life, make_room: Callable[[], None]) -> None:
         """Crash argument: until the second record is written the file says that it is mounted
         nowhere. A daemon that finds it so has the store unmount whatever has its size and is in no
         record, and removes the file. Nothing durable depends on it: its blocks were put within that
@@ -196,7 +201,7 @@ class Mounts:
         """
         file = store.spare or self._create(make_room)
         store.spare = None
-        file.write_record(_record(store.url, (), life_id, counters))
+        file.write_record(_record(store.url, (), life))
         try:
             mounted = store.service.mount(file.name, file.size_bytes)
         except SegmentError:
@@ -211,7 +216,7 @@ class Mounts:
         try:
             listed = self._wait_until_listed(mounted.segment_ids)
             live = lay_out(listed, mounted.segment_ids, number, store.number)
-            file.write_record(_record(store.url, live, life_id, counters))
+            file.write_record(_record(store.url, live, life))
         except SnapdError:
             store.to_unmount |= set(mounted.segment_ids)
             self.old_files.add(number)
@@ -280,9 +285,7 @@ class Mounts:
             time.sleep(_LISTED_POLL_SECONDS)
 
 
-def _record(
-    url: str, live: Sequence[LiveSegment], life_id: bytes, counters: Counters
-) -> SegmentRecord:
+def _record(url: str, live: Sequence[LiveSegment], life: Life) -> SegmentRecord:
     return SegmentRecord(
         store_url=url,
         segment_ids=tuple(one.segment.segment_id for one in live),
@@ -290,7 +293,9 @@ def _record(
         sizes=tuple(one.segment.size_bytes for one in live),
         client_id=live[0].segment.client_id if live else "",
         endpoint=live[0].segment.endpoint if live else "",
-        life_id=life_id,
-        counters=dict(counters.values),
+        life_id=life.life_id,
+        counters=dict(life.counters.values),
+        since=dict(life.since.values),
+        is_whole=life.is_whole,
         mounted_at=time.time(),
     )

@@ -50,6 +50,10 @@ class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Ours for the life of the master."""
     counters: Annotated[dict[_Text, int], msgspec.Meta(max_length=128)]
     """The master's counters at the last look."""
+    since: Annotated[dict[_Text, int], msgspec.Meta(max_length=128)] = {}
+    """The master's counters when this life was first seen."""
+    is_whole: bool = False
+    """Whether everything that lives before this one lost was put back."""
     mounted_at: float
     """Seconds of the epoch; for people."""
 

@@ -100,8 +100,8 @@ class MooncakeStore:
         return self._stats(now, before or now)
 
     def leave(self, successor: AttachedStore) -> bool:
-        """Everything that its old files had is back, or elsewhere: delete them."""
-        self._connector.drop_old_files()
+        """Everything that was lost is back: its old files are not needed."""
+        self._connector.whole()
         return True
 
     def close(self) -> None:
