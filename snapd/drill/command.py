@@ -19,10 +19,11 @@ from typing import Any
 import click
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 
 from snapd import __version__
 from snapd.drill.content import BLOCK_BYTES_MIN, WRITERS_MAX
-from snapd.drill.measure import Run, summarise
+from snapd.drill.measure import Run, ScenarioResult, summarise
 from snapd.drill.mooncake_scenarios import MOONCAKE_SCENARIOS
 from snapd.drill.mooncake_site import MooncakeSettings, find_wheel
 from snapd.drill.offload import OFFLOAD, OffloadResult
@@ -44,6 +45,7 @@ TRACE_LOAD_SECONDS = 24.0
 MOONCAKE_LOAD_SECONDS = 8.0
 BLOCK_BYTES_MAX = 4 << 20
 """Every client has a buffer for the longest prompt."""
+TABLE_COLUMNS = 120
 REPORT_FILE = "snapd-drill.html"
 
 
@@ -177,13 +179,22 @@ def drill(
     if options["as_json"]:
         click.echo(json.dumps(_document(report, store), indent=2))
     else:
-        Console().print(results_table(results))
-        if offload:
-            Console().print(offload_table(offload))
+        _print_tables(results, offload)
     for finding in findings:
         click.echo(f"finding: {finding}", err=True)
     click.echo(f"{report_file} shows the hit rate over time", err=True)
     return exit_code(findings)
+
+
+def _print_tables(results: Sequence[ScenarioResult], offload: Sequence[OffloadResult]) -> None:
+    """On a terminal as wide as that is; elsewhere as wide as the tables."""
+    screen = Console()
+    if not screen.is_terminal:
+        screen = Console(width=TABLE_COLUMNS)
+    screen.print(results_table(results))
+    if offload:
+        screen.print()
+        screen.print(offload_table(offload))
 
 
 def _check_report_file(path: Path) -> None:
@@ -288,11 +299,11 @@ class _Job:
         place = Path(tempfile.mkdtemp(prefix=prefix, dir=self.directory))
         if self.keep:
             self._say(f"{label}: kept in {place}")
-        with self.console.status(label) as status:
-            yield place, lambda text: status.update(f"{label}: {text}")
+        with self.console.status(escape(label)) as status:
+            yield place, lambda text: status.update(escape(f"{label}: {text}"))
 
     def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

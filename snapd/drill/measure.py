@@ -61,10 +61,16 @@ class ScenarioResult(msgspec.Struct, frozen=True, kw_only=True):
     ttft_p99_s: Phases
     throughput_ratio: float
     restored_blocks: int
+    nvme_blocks_read: int | None
     nvme_bytes_read: int | None
     rejected_blocks: int
     wrong_bytes: int
     lost_committed_blocks: int
+
+    @property
+    def hit_rate_durable(self) -> float:
+        """The baseline's, less the part of the blocks that was not durable: what to expect."""
+        return max(0.0, self.hit_rate_baseline - self.undurable_at_kill)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,16 @@ class Timeline:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskReads:
+    """What a daemon read from its disk between two moments."""
+
+    blocks: int
+    """Blocks that it put back from packs, by its own count."""
+    bytes: int
+    """By the kernel's count, with what the file system read for itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class Survival:
     """What was found outside the requests."""
 
@@ -93,8 +109,8 @@ class Survival:
     lost_committed_blocks: int = 0
     audit_wrong_bytes: int = 0
     """Wrong bytes in the sweep over all blocks at the end."""
-    nvme_bytes_read: int | None = None
-    """Bytes that the daemon read from its disk from the kill until it was ready."""
+    reads: DiskReads | None = None
+    """What was read to put blocks back, where it was counted."""
     notes: tuple[str, ...] = field(default=())
 
 
@@ -153,7 +169,8 @@ def summarise(run: Run, baseline: Run) -> ScenarioResult:
         ttft_p99_s=Phases(*(_percentile(ttft[phase], 99) for phase in phases)),
         throughput_ratio=float(baseline_ttft[window].sum() / ttft[window].sum()),
         restored_blocks=run.survival.restored_blocks,
-        nvme_bytes_read=run.survival.nvme_bytes_read,
+        nvme_blocks_read=reads.blocks if (reads := run.survival.reads) else None,
+        nvme_bytes_read=reads.bytes if reads else None,
         rejected_blocks=run.survival.rejected_blocks,
         wrong_bytes=int(records["wrong_bytes"].sum()) + run.survival.audit_wrong_bytes,
         lost_committed_blocks=run.survival.lost_committed_blocks,

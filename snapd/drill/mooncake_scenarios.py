@@ -24,7 +24,7 @@ from snapd.drill.inject import FLIPPED_BITS, Damage
 from snapd.drill.ledger import Ledger
 from snapd.drill.load import LoadSpec
 from snapd.drill.look import BlockNames, repository_versions
-from snapd.drill.measure import Run, Survival, Timeline
+from snapd.drill.measure import DiskReads, Run, Survival, Timeline
 from snapd.drill.mooncake_audit import RemoteAuditor
 from snapd.drill.mooncake_site import PEERS, MooncakeSettings, MooncakeSite
 from snapd.drill.plan import DrillPlan
@@ -145,7 +145,7 @@ class MooncakeScenario(Scenario):
         time.sleep(self._random.random() * self._flush_round())
         self._aim()
         age, before = self._snapshot_age(), site.session()
-        reads = _DiskReads(site.daemon)
+        reads = _ReadCounter(site)
         killed_at = time.monotonic()
         state.clock.set_speed(1.0)
         state.ledger.set_uncertain(uncertain=True)
@@ -166,7 +166,7 @@ class MooncakeScenario(Scenario):
         state.ledger.set_uncertain(uncertain=False)
         state.ledger.set_calm(calm=False)
         timeline = Timeline(killed_at, stopped_at, restarted_at, ready_at)
-        return Kill(timeline, surviving, undurable, age, reads.since(site.daemon))
+        return Kill(timeline, surviving, undurable, age, reads.since())
 
     def _before_kill(self, auditor: Audit) -> None:
         """Remove some blocks, and let nobody rewrite or remove others until all is back.
@@ -268,26 +268,28 @@ class MooncakeScenario(Scenario):
         return super()._survival(kill, restored_blocks, verdict)
 
 
-class _DiskReads:
-    """Bytes that a daemon has read from block devices, by the kernel's count (proc_pid_io(5))."""
+class _ReadCounter:
+    """Counts what a daemon reads, or the one that comes after it."""
 
-    def __init__(self, daemon: Process | None) -> None:
-        self._pid, self._before = _disk_reads(daemon)
+    def __init__(self, site: MooncakeSite) -> None:
+        self._site = site
+        self._pid, self._before = self._count()
 
-    def since(self, daemon: Process | None) -> int | None:
-        """Since the start of this, by this daemon: it may be another one than it was then."""
-        pid, now = _disk_reads(daemon)
-        if now is None or self._before is None:
+    def since(self) -> DiskReads | None:
+        """Since this was made; None without a daemon."""
+        pid, now = self._count()
+        if now is None or self._before is None or pid != self._pid:
             return now
-        return now - self._before if pid == self._pid else now
+        return DiskReads(now.blocks - self._before.blocks, now.bytes - self._before.bytes)
 
-
-def _disk_reads(daemon: Process | None) -> tuple[int, int | None]:
-    if daemon is None:
-        return 0, None
-    lines = Path(f"/proc/{daemon.pid}/io").read_text().splitlines()
-    counts = dict(line.split(": ") for line in lines)
-    return daemon.pid, int(counts["read_bytes"])
+    def _count(self) -> tuple[int, DiskReads | None]:
+        daemon = self._site.daemon
+        if daemon is None:
+            return 0, None
+        lines = Path(f"/proc/{daemon.pid}/io").read_text().splitlines()
+        counts = dict(line.split(": ") for line in lines)
+        blocks = self._site.metric("snapd_warmup_blocks_total", result="loaded")
+        return daemon.pid, DiskReads(blocks, int(counts["read_bytes"]))
 
 
 def _end_politely(process: Process) -> None:

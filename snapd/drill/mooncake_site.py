@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from snapd.drill.processes import (
     SHARED_MEMORY,
     DrillError,
@@ -217,6 +219,20 @@ class MooncakeSite(Site):
             line.rsplit(" ", 1)[1] for line in lines if line.startswith((name + " ", name + "{"))
         ]
         return sum(map(float, values))
+
+    def metric(self, name: str, **labels: str) -> int:
+        """A counter of the daemon's, summed over what else labels it; 0 if it has none of it.
+
+        Raises DrillError when it does not answer.
+        """
+        try:
+            _, text = self.http_get("/metrics")
+        except (OSError, http.client.HTTPException) as error:
+            raise DrillError(f"the daemon does not give its metrics: {error}") from error
+        samples = (s for family in text_string_to_metric_families(text) for s in family.samples)
+        return int(
+            sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+        )
 
     def rejected_by_store(self) -> int:
         """Mooncake checks nothing."""

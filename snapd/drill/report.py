@@ -222,7 +222,7 @@ _COLUMNS: tuple[tuple[str, Callable[[ScenarioResult], str]], ...] = (
     ("hit rate", lambda r: f"{r.hit_rate:.1%}"),
     ("before", lambda r: f"{r.hit_rate_before:.1%}"),
     ("baseline", lambda r: f"{r.hit_rate_baseline:.1%}"),
-    ("less<br>undurable", lambda r: f"{r.hit_rate_baseline - r.undurable_at_kill:.1%}"),
+    ("less<br>undurable", lambda r: f"{r.hit_rate_durable:.1%}"),
     ("undurable<br>at kill", lambda r: f"{r.undurable_at_kill:.2%}"),
     ("snapshot<br>age", lambda r: _number(r.snapshot_age_s, "s")),
     ("ready", lambda r: _number(r.ready_s, "s")),
@@ -233,6 +233,10 @@ _COLUMNS: tuple[tuple[str, Callable[[ScenarioResult], str]], ...] = (
     ("mean TTFT<br>during", lambda r: _number(r.ttft_mean_s.during, "s")),
     ("P90 TTFT<br>during", lambda r: _number(r.ttft_p90_s.during, "s")),
     ("through-<br>put", lambda r: f"{r.throughput_ratio:.2f}x"),
+    (
+        "blocks from<br>NVMe",
+        lambda r: "–" if r.nvme_blocks_read is None else f"{r.nvme_blocks_read:,}",
+    ),
     ("read from<br>NVMe", lambda r: _size(r.nvme_bytes_read)),
     ("restored<br>blocks", lambda r: f"{r.restored_blocks:,}"),
     ("rejected<br>blocks", lambda r: f"{r.rejected_blocks:,}"),
@@ -349,8 +353,9 @@ def _of_mooncake(settings: Mapping[str, Any]) -> dict[str, str]:
         "undurable": "blocks that Mooncake had acknowledged and that a look from outside did not "
         "find in the repository.",
         "ready": "from the start of the first process until snapd had put back what it can.",
-        "read from NVMe": "bytes that the kernel counts as read by the daemon from the kill until "
-        "it was ready.",
+        "from NVMe": "blocks that the daemon put back from packs, by its own count, and bytes that "
+        "the kernel counts as read by it (what the file system reads for itself among them), from "
+        "the kill until it was ready.",
         "lost": "blocks that were in the repository at the kill and did not come back right.",
         "cold": "without snapd the store brings its memory itself.",
     }

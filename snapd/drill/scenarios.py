@@ -28,7 +28,7 @@ from snapd.drill.look import (
     repository_versions,
     segment_versions,
 )
-from snapd.drill.measure import Run, Survival, Timeline, window_is_complete
+from snapd.drill.measure import DiskReads, Run, Survival, Timeline, window_is_complete
 from snapd.drill.plan import AIM_SECONDS, CATCH_UP_SECONDS, CATCH_UPS_MAX, DrillPlan
 from snapd.drill.processes import DrillError, Process, Site
 from snapd.drill.shared import FileLock, Tickets, create_records
@@ -48,7 +48,7 @@ class Kill:
     surviving: U32
     undurable: float
     snapshot_age_seconds: float | None
-    nvme_bytes_read: int | None = None
+    reads: DiskReads | None = None
 
 
 class Scenario:
@@ -109,7 +109,7 @@ class Scenario:
             rejected_blocks=rejected_blocks(self._site),
             lost_committed_blocks=verdict.lost_blocks,
             audit_wrong_bytes=verdict.wrong_bytes,
-            nvme_bytes_read=kill.nvme_bytes_read,
+            reads=kill.reads,
         )
 
     def _make_damage(self) -> Damage:

@@ -17,7 +17,7 @@ DURABLE = ("shm", "sigterm")
 """Scenarios in which every acknowledged block must survive in a store that tells of every put.
 Where snapd polls, what was put since the last poll does not."""
 FROM_MEMORY = ("shm",)
-"""Scenarios after which nothing need be read from the disk, where a kernel counts it."""
+"""Scenarios after which no block need be read from the disk, where that is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,9 @@ def _judge_one(result: ScenarioResult, *, injected: bool, polled: bool) -> list[
     damaged = injected and not (polled and result.name in {"baseline", "cold"})
     if damaged and not result.rejected_blocks:
         found.append(("the damaged blocks were not rejected", SnapdError.exit_code))
-    if result.name in FROM_MEMORY and result.nvme_bytes_read and not injected:
-        found.append((f"{result.nvme_bytes_read} bytes were read from disk", SnapdError.exit_code))
+    if result.name in FROM_MEMORY and result.nvme_blocks_read and not injected:
+        read = f"{result.nvme_blocks_read} blocks were read from the disk, not from memory"
+        found.append((read, SnapdError.exit_code))
     if result.name in DURABLE and result.undurable_at_kill > 0 and not polled:
         part = f"{result.undurable_at_kill:.2%} of the acknowledged blocks did not survive"
         found.append((part, SnapdError.exit_code))

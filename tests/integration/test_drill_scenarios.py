@@ -22,7 +22,8 @@ FIELDS = {
     "name", "requests", "blocks", "hit_rate", "hit_rate_before", "hit_rate_baseline",
     "undurable_at_kill", "snapshot_age_s", "ready_s", "first_hit_s", "recovery_s", "fetch_p50_s",
     "fetch_p99_s", "ttft_mean_s", "ttft_p90_s", "ttft_p99_s", "throughput_ratio", "restored_blocks",
-    "nvme_bytes_read", "rejected_blocks", "wrong_bytes", "lost_committed_blocks",
+    "nvme_blocks_read", "nvme_bytes_read", "rejected_blocks", "wrong_bytes",
+    "lost_committed_blocks",
 }  # fmt: skip
 ARGUMENTS = ["--seconds", "4", "--clients", "2", "--block-bytes", "8192"]
 SNAPCTL = [sys.executable, "-c", "from snapd.cli.snapctl import main; main()"]

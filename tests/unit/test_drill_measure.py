@@ -11,6 +11,7 @@ import pytest
 from snapd.drill.measure import (
     PREFILL_SECONDS_PER_TOKEN,
     ROLLING_REQUESTS,
+    DiskReads,
     Run,
     Survival,
     Timeline,
@@ -175,8 +176,8 @@ def test_shared_memory_and_a_polite_stop_must_lose_nothing(baseline: Run) -> Non
 def test_where_snapd_polls_the_last_puts_may_be_lost_but_memory_is_not_read_from_disk(
     baseline: Run,
 ) -> None:
-    for name, read, findings in (("shm", 0, 0), ("shm", 4096, 1), ("master", 4096, 0)):
-        survival = Survival(undurable_at_kill=0.001, nvme_bytes_read=read)
+    for name, read, findings in (("shm", 0, 0), ("shm", 3, 1), ("master", 3, 0)):
+        survival = Survival(undurable_at_kill=0.001, reads=DiskReads(read, 4096))
         result = summarise(replace(baseline, name=name, survival=survival), baseline)
         assert len(judge([result], injected=False, polled=True)) == findings, (name, read)
 
