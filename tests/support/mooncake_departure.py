@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mooncake_driver import content
-from mooncake_site import MooncakeClient, MooncakeSite
+from mooncake_site import ROOT, MooncakeClient, MooncakeSite
 from repository_kit import contents_of
 
 from snapd.disk.posix import PosixDisk
@@ -159,14 +157,20 @@ def _end(site: MooncakeSite, departure: Departure) -> tuple[int, int]:
 
 
 def pre_stop(site: MooncakeSite) -> None:
-    """What Kubernetes runs in the store's container before it sends SIGTERM, see
-    docs/mooncake.md. What it says is not waited upon."""
-    command = "from snapd.cli.snapctl import main; main()"
-    flags = ["snapshot", "--runtime-dir", str(site.snapd.runtime), "--timeout", "20"]
+    """What Kubernetes runs in the store's container before it sends SIGTERM. Whether it succeeds
+    makes no difference to Kubernetes."""
+    command = documented("sh pre-stop")
+    assert "/run/mooncake-snapd" in command
     subprocess.run(
-        [sys.executable, "-c", command, *flags],
+        ["sh", "-c", command.replace("/run/mooncake-snapd", str(site.snapd.runtime))],
         capture_output=True,
         timeout=END_SECONDS_MAX,
         check=False,
-        env=dict(os.environ),
     )
+
+
+def documented(block: str) -> str:
+    """The block of docs/mooncake.md whose fence is marked so."""
+    parts = (ROOT / "docs" / "mooncake.md").read_text().split(f"```{block}\n")
+    assert len(parts) == 2, block
+    return parts[1].split("```")[0]
