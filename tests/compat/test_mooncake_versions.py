@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,36 +12,33 @@ from mooncake_site import MooncakeSite
 
 OLD_PYTHON_VARIABLE = "SNAPD_TEST_MOONCAKE_OLD_PYTHON"
 KEYS = [f"old/{number}" for number in range(200)]
+REMOVED, KEPT = KEYS[:20], KEYS[20:]
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(False, id="service"),
-        pytest.param(True, id="launcher", marks=pytest.mark.long),
-    ]
-)
-def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MooncakeSite]:
-    with MooncakeSite(tmp_path, python=os.environ[OLD_PYTHON_VARIABLE]) as site:
+def test_all_keys_come_back_after_everything_died(tmp_path: Path) -> None:
+    live_through(tmp_path, ["all"], launcher=False)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", [False, True])
+def test_all_keys_come_back_after_each_death(tmp_path: Path, launcher: bool) -> None:
+    live_through(tmp_path, [*DEATHS, *DEATHS], launcher=launcher)
+
+
+def live_through(directory: Path, deaths: list[str], *, launcher: bool) -> None:
+    """Fill, remove some, and die one death after the other; `launcher` runs our store service."""
+    with MooncakeSite(directory, python=os.environ[OLD_PYTHON_VARIABLE]) as site:
         site.start_master()
-        site.start_store(launcher=request.param)
+        site.start_store(launcher=launcher)
         site.start_daemon()
-        yield site
-
-
-def test_all_keys_come_back_after_each_death(
-    site: MooncakeSite, request: pytest.FixtureRequest
-) -> None:
-    launcher = request.node.callspec.params["site"]
-    client = site.client()
-    client.put_all(KEYS)
-    removed, kept = KEYS[:20], KEYS[20:]
-    assert set(client.remove(removed, force=True)) == {0}
-    site.until("everything is on disk", lambda: site.status()["repository"]["blocks"] == len(kept))
-    site.snapd.snapshot()
-    for death in DEATHS:
-        with case(FaultClass.KILL, f"{death} of the oldest Mooncake, launcher={launcher}"):
-            die_and_come_back(site, death, launcher=launcher)
-            client = site.client()
-            assert client.wrong(KEYS) == []
-            assert set(client.read(kept).values()) == {1}
-            assert not any(client.exist(removed).values())
+        client = site.client()
+        client.put_all(KEYS)
+        assert set(client.remove(REMOVED, force=True)) == {0}
+        site.until("all are on disk", lambda: site.status()["repository"]["blocks"] == len(KEPT))
+        site.snapd.snapshot()
+        for death in deaths:
+            with case(FaultClass.KILL, f"{death} of the oldest Mooncake, launcher={launcher}"):
+                die_and_come_back(site, death, launcher=launcher)
+                client = site.client()
+                assert set(client.read(KEPT).values()) == {1}
+                assert not any(client.exist(REMOVED).values())
