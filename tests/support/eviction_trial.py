@@ -61,7 +61,7 @@ class Trial:
 
     @property
     def eviction_keys(self) -> int:
-        """Keys of one eviction. The last one of a run may come just before its end or not."""
+        """Keys of one eviction."""
         return int(self.eviction_ratio * self.load.resident)
 
     def run(self, name: str, witness: Witness, **settings: object) -> Run:
