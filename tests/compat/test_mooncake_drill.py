@@ -167,6 +167,7 @@ def check_nothing_read(result: dict[str, Any]) -> None:
     assert result["nvme_bytes_read"] < result["restored_blocks"] * PLAN.block_bytes // 4
 
 
+@pytest.mark.long
 def test_a_store_that_died_is_filled_again_from_shared_memory(tmp_path: Path) -> None:
     document = drill(tmp_path, "--scenario=shm", "--seconds=3", timeout_seconds=120)
     results = by_name(document)
