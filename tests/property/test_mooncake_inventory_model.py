@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from snapd.attach.mooncake.inventory import NOWHERE, ColdPolicy, Inventory, Places
+from snapd.attach.mooncake.inventory import ColdPolicy, Inventory
+from snapd.attach.mooncake.places import NOWHERE, Places
 from snapd.blocks import BlockTable, KeyColumn
 from snapd.wire.codes import ReturnCode
 from snapd.wire.messages import EventKind

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from snapd.attach.mooncake.inventory import NOWHERE, ColdPolicy, Inventory, Places
+from snapd.attach.mooncake.inventory import ColdPolicy, Inventory
+from snapd.attach.mooncake.places import NOWHERE, Places
 from snapd.blocks import BlockTable, KeyColumn
 from snapd.blocks.keys import I64, U64
 from snapd.wire.codes import ReturnCode

@@ -13,49 +13,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
-from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from snapd.attach.mooncake.changes import ChangeLog
 from snapd.attach.mooncake.frozen import FrozenBlocks
-from snapd.attach.mooncake.keyheap import KeyHeap
+from snapd.attach.mooncake.places import NOWHERE, Kept, Places
+from snapd.attach.mooncake.slots import SlotTable
 from snapd.attach.port import I32, Registered, Scan
 from snapd.blocks import BlockTable, KeyColumn
-from snapd.blocks.index import HashIndex
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.blocks.table import F32, U32
 from snapd.plans.heat import HALF_LIFE_SECONDS, PRESENCE
 from snapd.wire.codes import ReturnCode
-
-NOWHERE = -1
-"""File number of a block that is in no file of ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where n blocks are, as columns: bytes [offset, offset + size) of our file number `file`."""
-
-    file: I64
-    """`NOWHERE` where there is no place."""
-    offset: U64
-    size: U64
-
-    def __len__(self) -> int:
-        return len(self.file)
-
-    def take(self, rows: I64 | Bools) -> Places:
-        """The places at these indices, or where this mask is true."""
-        return Places(self.file[rows], self.offset[rows], self.size[rows])
-
-    @classmethod
-    def none(cls, rows: int) -> Self:
-        """Of n blocks that are nowhere."""
-        zeros = np.zeros(rows, np.uint64)
-        return cls(np.full(rows, NOWHERE, np.int64), zeros, zeros)
 
 
 class ColdPolicy(Enum):
@@ -72,81 +43,28 @@ class ColdPolicy(Enum):
     """As GONE, and somebody may have removed it: that is told, so that it is made durable."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """Resident blocks at one moment, as columns over n slots, ascending."""
-
-    slots: I64
-    sequence: U64
-    places: Places
-    checksum: U64
-    hashed_at: U64
-    """The look that hashed each last; 0 where its bytes are in doubt."""
-
-    def take(self, rows: I64) -> Kept:
-        """These rows, in that order."""
-        return Kept(
-            self.slots[rows],
-            self.sequence[rows],
-            self.places.take(rows),
-            self.checksum[rows],
-            self.hashed_at[rows],
-        )
-
-
-class Inventory:
+class Inventory(SlotTable):
     """Columns over `capacity` slots."""
 
     def __init__(self, capacity: int, *, clock: Callable[[], float] = time.time) -> None:
         """`clock` gives Unix time in seconds, for heat."""
+        super().__init__(capacity, clock)
         self.lock = threading.RLock()
         """Hold it to make several calls one step. Taken after the residency's lock, never before.
         """
-        self.capacity = capacity
         self.changes = ChangeLog()
         """What the feed tells."""
         self.boot_id = b""
         """The session that this describes; see `begin`."""
         self.cold_policy = ColdPolicy.LOST
         """What `register_cold` does with keys that are not listed."""
-        self.epoch = 0
-        """Remove-alls in this session."""
         self.dropped_for_space = 0
         """Blocks of the store that there was no slot for, of the last `insert`."""
-        self._clock = clock
-        self._keys = KeyHeap(capacity)
-        self._index = HashIndex.allocate(capacity)
         self._frozen: list[FrozenBlocks] = []
         self._lost: list[FrozenBlocks] = []
         """What was lost since the session began."""
         self._waiting: list[FrozenBlocks] = []
         """What this session may put back, where the policy is KNOWN."""
-        self._next_sequence = 1
-        self._stamp = 0
-        self._unused = 0
-        """Slots from here on were never used."""
-        self._free = np.zeros(capacity, np.int64)
-        self._free_count = 0
-        self._hash: U64 = np.zeros(capacity, np.uint64)
-        self._sequence: U64 = np.zeros(capacity, np.uint64)
-        self._fresh: U64 = np.zeros(capacity, np.uint64)
-        """The sequence that a cold block is to have when it is published; 0 until `take_cold`."""
-        self._stamped: U64 = np.zeros(capacity, np.uint64)
-        """When a slot became resident, on the scale of `mark`."""
-        self._hashed_at: U64 = np.zeros(capacity, np.uint64)
-        self._cold: Bools = np.zeros(capacity, np.bool_)
-        self._file: I64 = np.zeros(capacity, np.int64)
-        self._offset: U64 = np.zeros(capacity, np.uint64)
-        self._size: U64 = np.zeros(capacity, np.uint64)
-        self._checksum: U64 = np.zeros(capacity, np.uint64)
-        self._epoch: U32 = np.zeros(capacity, np.uint32)
-        self._fingerprint: npt.NDArray[np.uint16] = np.zeros(capacity, np.uint16)
-        self._group: U32 = np.zeros(capacity, np.uint32)
-        self._pin: npt.NDArray[np.uint8] = np.zeros(capacity, np.uint8)
-        self._parent: U64 = np.zeros(capacity, np.uint64)
-        self._heat: F32 = np.zeros(capacity, np.float32)
-        """Heat at the moment `_since`."""
-        self._since = np.zeros(capacity, np.float64)
 
     # --- sessions -------------------------------------------------------------------------------
 
@@ -512,17 +430,6 @@ class Inventory:
 
     # --- inside: the caller holds the lock --------------------------------------------------------
 
-    def _find(self, keys: KeyColumn, hashes: U64) -> I64:
-        return self._index.find(
-            hashes, lambda queries, slots: self._keys.equal(slots, keys, queries)
-        )
-
-    def _is(self, rows: I64, sequences: U64, *, cold: bool) -> Bools:
-        same: Bools = (
-            (self._sequence[rows] == sequences) & (sequences != 0) & (self._cold[rows] == cold)
-        )
-        return same
-
     def _may_come_back(self, table: BlockTable) -> Bools:
         """Which of these blocks, on disk and not listed, the policy lets be put back."""
         may: Bools = np.full(len(table), self.cold_policy is ColdPolicy.LOST)
@@ -530,57 +437,6 @@ class Inventory:
             for waiting in self._waiting:
                 may |= waiting.knows(table.keys, table.key_hash)
         return may
-
-    def _sequences(self, count: int) -> U64:
-        first = self._next_sequence
-        self._next_sequence += count
-        return np.arange(first, first + count, dtype=np.uint64)
-
-    def _next_stamp(self) -> int:
-        self._stamp += 1
-        return self._stamp
-
-    def _claim(self, count: int) -> I64:
-        """At most `count` free slots, int64."""
-        recycled = min(count, self._free_count)
-        self._free_count -= recycled
-        slots = self._free[self._free_count : self._free_count + recycled].copy()
-        unused = min(count - recycled, self.capacity - self._unused)
-        new = np.arange(self._unused, self._unused + unused, dtype=np.int64)
-        self._unused += unused
-        return np.concatenate([slots, new])
-
-    def _write(self, slots: I64, keys: KeyColumn, hashes: U64, size: U64, checksum: U64) -> None:
-        """Free slots take new blocks, with everything that is not known at its default."""
-        self._keys.put(slots, keys)
-        self._hash[slots] = hashes
-        self._index.insert(hashes, slots)
-        self._sequence[slots] = self._sequences(len(slots))
-        self._size[slots], self._checksum[slots] = size, checksum
-        self._epoch[slots] = self.epoch
-        self._since[slots] = self._clock()
-
-    def _release(self, slots: I64) -> None:
-        """These slots, each named once, are free."""
-        if not len(slots):
-            return
-        self._index.remove(self._hash[slots], slots)
-        self._keys.drop(slots)
-        for column in (
-            self._sequence,
-            self._fresh,
-            self._stamped,
-            self._hashed_at,
-            self._cold,
-            self._fingerprint,
-            self._group,
-            self._pin,
-            self._parent,
-        ):
-            column[slots] = 0
-        self._file[slots] = NOWHERE
-        self._free[self._free_count : self._free_count + len(slots)] = slots
-        self._free_count += len(slots)
 
     def _settle(self, rows: I64, sequences: U64, places: Places) -> None:
         """Cold blocks become resident."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from snapd.attach.mooncake.inventory import NOWHERE, Places
 from snapd.attach.mooncake.master import Locations, MasterSegment
+from snapd.attach.mooncake.places import NOWHERE, Places
 from snapd.errors import StoreUnavailableError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from snapd.attach.mooncake.files import SegmentFile
-from snapd.attach.mooncake.inventory import Places
+from snapd.attach.mooncake.places import Places
 from snapd.blocks.keys import U64, Bools
 
 

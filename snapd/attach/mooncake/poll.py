@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from snapd.attach.mooncake.counters import Counters
-from snapd.attach.mooncake.inventory import NOWHERE, Inventory, Kept, Places
+from snapd.attach.mooncake.inventory import Inventory
 from snapd.attach.mooncake.layout import Layout
 from snapd.attach.mooncake.life import Activity, same_life
 from snapd.attach.mooncake.master import MasterAdmin, MasterSegment
 from snapd.attach.mooncake.memory import Memory
+from snapd.attach.mooncake.places import NOWHERE, Kept, Places
 from snapd.blocks import KeyColumn
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.errors import StoreUnavailableError

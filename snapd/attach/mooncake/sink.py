@@ -22,8 +22,8 @@ import numpy as np
 
 from snapd.attach.mooncake.attachment import Attachment
 from snapd.attach.mooncake.counters import Counters
-from snapd.attach.mooncake.inventory import NOWHERE, Places
 from snapd.attach.mooncake.master import MasterSegment, is_askable
+from snapd.attach.mooncake.places import NOWHERE, Places
 from snapd.attach.mooncake.putting import Putter, Putters, StagingMemory, padded
 from snapd.attach.port import I32, Fill, Registered
 from snapd.blocks import BlockTable

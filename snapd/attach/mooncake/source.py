@@ -13,9 +13,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from snapd.attach.mooncake.attachment import Attachment
-from snapd.attach.mooncake.inventory import NOWHERE, Places
 from snapd.attach.mooncake.looker import Looker
 from snapd.attach.mooncake.memory import hashes_of
+from snapd.attach.mooncake.places import NOWHERE, Places
 from snapd.attach.port import Scan
 from snapd.blocks import BlockTable
 from snapd.blocks.keys import I64, Bools
