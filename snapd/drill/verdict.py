@@ -17,8 +17,8 @@ DURABLE = ("shm", "sigterm")
 """Scenarios in which every acknowledged block must survive in a store that tells of every put.
 Where snapd polls, what was put since the last poll does not."""
 DAMAGED_ON_DISK = ("nvme", "sigterm", "all")
-"""Where snapd polls, scenarios in which damage must be counted. What differs in the memory of a dead
-store may be newer, so there it is left out uncounted."""
+"""Where snapd polls, scenarios in which damage must be counted. What differs in the memory of a
+dead store may be newer, so there it is left out uncounted."""
 FROM_MEMORY = ("shm",)
 """Scenarios after which no block need be read from the disk, where that is counted."""
 
