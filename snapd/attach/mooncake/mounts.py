@@ -255,10 +255,11 @@ class Mounts:
                 self.stem, settings.global_segment_size, group_shared=settings.group_shared
             )
 
+        held = [store for store in self.stores if store.to_unmount and not store.live]
         try:
             return create()
         except SegmentError as error:
-            if not self.old_files:
+            if not self.old_files and not held:
                 raise
             event(
                 _logger,
@@ -268,6 +269,10 @@ class Mounts:
                 error=error,
             )
             make_room()
+            # After the death of the master alone the store services hold the old files' memory,
+            # which has no name any more, until they unmount it.
+            for store in held:
+                self._unmount_unseen(store)
             return create()
 
     def _wait_until_listed(self, segment_ids: Sequence[str]) -> list[MasterSegment]:
