@@ -144,6 +144,8 @@ def snapd(site: MooncakeSite) -> Iterator[dict[str, Any]]:
     site.start_daemon()
     seen: dict[str, Any] = {}
     yield seen
+    seen["flushed_under_load"] = int(site.snapd.metric("flush_blocks_total"))
+    seen["blocks_at_end"] = site.snapd.snapshot()["blocks"]
     seen["flushed_blocks"] = int(site.snapd.metric("flush_blocks_total"))
     seen["snapshots"] = int(site.snapd.metric("snapshot_total", result="success"))
     seen["daemon_alive"] = site.snapd.daemon is not None and site.snapd.daemon.poll() is None
