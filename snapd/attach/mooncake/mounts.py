@@ -129,6 +129,10 @@ class Mounts:
             try:
                 if not store.service.alive():
                     raise StoreUnavailableError(f"no Mooncake store service answers at {store.url}")
+                if not store.service.reaches_master():
+                    raise StoreUnavailableError(
+                        f"the Mooncake store service at {store.url} does not reach the master yet"
+                    )
                 self._mount(store, life, make_room)
                 store.backoff.succeeded()
             except SnapdError as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,6 +12,8 @@ import msgspec
 from snapd.attach.mooncake.http import Answer, HttpPeer, one_line
 from snapd.errors import SegmentError, StoreUnavailableError
 
+_MASTER_CALLS = 8
+"""Calls in a row that must succeed; the client takes its connections in turns."""
 _BODY_BYTES_MAX = 1 << 20
 _SEGMENT_IDS_MAX = 4096
 SegmentId = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,20}-[0-9]{1,20}$")]
@@ -62,6 +65,28 @@ class StoreService:
         except StoreUnavailableError:
             return False
         return True
+
+    def reaches_master(self) -> bool:
+        """Whether its client reaches the master, on each of the connections that it keeps. Raises
+        StoreUnavailableError when it does not answer itself.
+
+        After a restart of the master the first call on an old connection fails. A mount that fails
+        so leaves the memory registered in Mooncake's transfer engine and unmaps it: the next one
+        gets the same address, and is refused for as long as the service lives.
+        """
+        # The existence of a key that is there would grant a lease; nobody has this one.
+        target = f"/api/exist/snapd-{secrets.token_hex(8)}"
+        return all(
+            self._peer.ask(
+                "GET",
+                target,
+                question=f"GET {target}",
+                timeout_seconds=self._timeout_seconds,
+                body_bytes_max=_BODY_BYTES_MAX,
+            ).status
+            == 200
+            for _ in range(_MASTER_CALLS)
+        )
 
     def mount(self, name: str, size_bytes: int) -> Mounted:
         """Mount the first `size_bytes` of the file `name` in /dev/shm as segments.
