@@ -40,6 +40,7 @@ class InventoryMachine(RuleBasedStateMachine):
         """What may be held: (file, checksum) of keys in dead segments."""
         self.waiting: set[bytes] | None = None
         """Keys that may come back in this session; None: any."""
+        self.is_registered = False
         self.lost: set[bytes] = set()
         self.removals: dict[bytes, int] = {}
         self.newest: dict[bytes, int] = {}
@@ -140,10 +141,17 @@ class InventoryMachine(RuleBasedStateMachine):
 
     @rule()
     def begin(self) -> None:
-        self.waiting = set(self.cold) | self.lost
+        unregistered = set() if self.is_registered else self.waiting or set()
+        self.waiting = set(self.cold) | self.lost | unregistered
+        self.is_registered = False
         self.lost = set()
         self.cold.clear()
         self.inventory.begin(b"1" * 16, ColdPolicy.KNOWN)
+
+    @rule()
+    def registered(self) -> None:
+        self.inventory.registered()
+        self.is_registered = True
 
     @rule()
     def doubt(self) -> None:

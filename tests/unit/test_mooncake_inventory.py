@@ -185,6 +185,34 @@ def test_in_a_life_that_goes_on_what_is_not_listed_is_gone(policy: ColdPolicy) -
     assert told(inventory) == expected
 
 
+def test_a_session_that_ends_before_all_is_registered_passes_on_what_it_was_to_put_back() -> None:
+    inventory = Inventory(8)
+    inventory.begin(b"s" * 16, ColdPolicy.LOST)
+    insert(inventory, "a", file=1)
+    inventory.registered()
+    inventory.lose(np.array([1]))
+    for boot in (b"t", b"u"):
+        inventory.begin(boot * 16, ColdPolicy.KNOWN)
+    answer = inventory.register_cold(blocks("a", "never lost"))
+    assert answer.codes.tolist() == [ReturnCode.OK, ReturnCode.OBJECT_ALREADY_EXISTS]
+    inventory.registered()
+    inventory.drop_cold(answer.slots[:1], answer.sequences[:1])
+    inventory.begin(b"v" * 16, ColdPolicy.KNOWN)
+    assert inventory.register_cold(blocks("a")).codes.tolist() == [ReturnCode.OBJECT_ALREADY_EXISTS]
+
+
+def test_what_is_in_doubt_before_it_is_registered_is_so_in_the_next_session_too() -> None:
+    inventory = Inventory(8)
+    inventory.begin(b"s" * 16, ColdPolicy.LOST)
+    inventory.doubt_waiting()
+    inventory.begin(b"t" * 16, ColdPolicy.LOST)
+    inventory.register_cold(blocks("a"))
+    assert told(inventory) == [(EventKind.REMOVED, b"a")]
+    inventory.registered()
+    inventory.begin(b"u" * 16, ColdPolicy.LOST)
+    assert inventory.register_cold(blocks("a")).codes.tolist() == [ReturnCode.OK]
+
+
 def test_the_place_in_a_dead_segment_is_held_until_the_block_is_back(
     inventory: Inventory,
 ) -> None:

@@ -30,6 +30,8 @@ class Adopted:
     life: Life | None = None
     """Of the master that goes on, as far as the daemon before accounted for it; None if no record
     is of it."""
+    is_newer_life: bool = False
+    """Whether the master was started since a record was written: its life is known from birth."""
     adopted: int = 0
     """Files that are mounted still, and are ours again."""
     dead: dict[str, int] = field(default_factory=dict)
@@ -94,6 +96,7 @@ def _take_over(
     )
     if not same_life(life.counters, now):
         store.to_unmount |= set(record.segment_ids)
+        result.is_newer_life = True
         return False
     if result.life is None or _sum(life) < _sum(result.life):
         result.life = life  # the most cautious of the records

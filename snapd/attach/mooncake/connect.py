@@ -77,7 +77,7 @@ class MooncakeConnector:
         self._to_lose: set[int] = set()
         """Files whose blocks are in the inventory still, though their segments are dead."""
         self._some_died = False
-        """Whether a segment of the daemon before died while nobody looked."""
+        """Whether a segment died before this process first knew all that is to be put back."""
         self._recorded: Life | None = None
         self._record_lock = threading.Lock()
         """Guards what the records say; taken before the looker's, never after."""
@@ -89,11 +89,13 @@ class MooncakeConnector:
         Raises StoreUnavailableError when the master or every store service is away, ProtocolError
         when one of them answers nonsense, SegmentError when no segment can be mounted.
         """
+        # Before `now` is read, or what a look reads meanwhile would seem to be from a later life.
+        seen = [self._life_counters, self.poll.baseline, self.poll.recent]
         now, listed = self.admin.counters(), self.admin.segments()
         with self._record_lock:
             if self._life is None:
                 self._life = self._enter(now, listed)
-            elif self._life_counters is not None and not same_life(self._life_counters, now):
+            elif not all(same_life(before, now) for before in seen if before is not None):
                 self._life = self._master_died(now)
             self._life_counters = now
             self._bury_dead(listed)
@@ -126,7 +128,7 @@ class MooncakeConnector:
 
     def begin(self, attachment: Attachment) -> None:
         """The session begins: what died is lost, and the store is looked at. Raises as `look`."""
-        first = not self.inventory.boot_id
+        first = not self.inventory.was_registered
         with self.residency.lock:
             lost = self.inventory.lose(np.array(sorted(self._to_lose), np.int64))
             self.residency.forget(lost)
@@ -138,8 +140,14 @@ class MooncakeConnector:
         if not self.settings.enable_warmup:
             self.drop_old_files()
         look = self.looker.look(attachment)
-        if first:
+        if first and self.inventory.cold_policy is ColdPolicy.LOST:
             self.inventory.cold_policy = self._first_policy()
+        if self.inventory.cold_policy is ColdPolicy.REMOVED:
+            event(
+                _logger,
+                logging.WARNING,
+                "keys were removed meanwhile, nobody knows which: what is not listed is dropped",
+            )
         event(
             _logger,
             logging.INFO,
@@ -188,7 +196,11 @@ class MooncakeConnector:
     def _enter(self, now: Counters, listed: list[MasterSegment]) -> Life:
         """The first attach of this process."""
         adopted = adopt(self.mounts, self.memory, now, listed)
-        self._adopted_life = life = adopted.life
+        life = adopted.life
+        if life is None and adopted.is_newer_life:
+            # What its clients removed before we came counts as well.
+            life = replace(_new_life(now), since=Counters.at_birth(), counters=Counters.at_birth())
+        self._adopted_life = life
         self._dead |= adopted.dead
         self._some_died = not adopted.adopted or bool(adopted.dead)
         if life is None:
@@ -221,27 +233,33 @@ class MooncakeConnector:
         """All keys are gone. What was in our files is there still, until somebody puts again."""
         event(_logger, logging.WARNING, "Mooncake's master was started again: its keys are gone")
         last = self._life_counters
+        self._adopted_life = None
         for store in self.mounts.stores:
             self._to_lose |= set(self.mounts.bury(store).values())
-        self._doubt(
-            self.looker.end_life(np.array(sorted(self._to_lose), np.int64), last or now, now)
-        )
+        self._doubt(self.looker.end_life(np.array(sorted(self._to_lose), np.int64), last or now))
         self._dead.clear()
         return _new_life(now)
 
     def _bury_dead(self, listed: list[MasterSegment]) -> None:
-        """Segments that are not listed any more, or whose store service is gone."""
+        """Segments that are not listed any more, or that the master forgot in between, or whose
+        store service is gone."""
         files: set[int] = set()
         for store in self.mounts.stores:
-            if store.live and (not _are_listed(store.live, listed) or store.has_ended()):
-                event(_logger, logging.WARNING, "a Mooncake store died", store=store.url)
-                dead = self.mounts.bury(store)
+            forgotten = not self.poll.forgotten.isdisjoint(one.file for one in store.live)
+            ended = store.live and (not _are_listed(store.live, listed) or store.has_ended())
+            if not (ended or forgotten):
+                continue
+            event(_logger, logging.WARNING, "a Mooncake store died", store=store.url)
+            dead = self.mounts.bury(store)
+            files |= set(dead.values())
+            if not forgotten:
                 self._dead |= dead
-                files |= set(dead.values())
+                self._died_alone |= set(dead.values())
+            # Else it is listed, not dead, and written to until it is unmounted.
         if files:
             assert self._life is not None
             self._life = replace(self._life, is_whole=False)
-            self._died_alone |= files
+            self._some_died = True
             self._to_lose |= files
             self._doubt(self.looker.end_segments(np.array(sorted(files), np.int64), self._dead))
 

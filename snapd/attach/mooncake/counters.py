@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 REMOVES = "master_remove_requests_total"
 REGEX_REMOVES = "master_remove_by_regex_requests_total"
@@ -72,6 +73,11 @@ class Counters:
     """One look at them. Each starts at 0 with a life of the master and never falls in it."""
 
     values: Mapping[str, int]
+
+    @classmethod
+    def at_birth(cls) -> Self:
+        """What every life of a master begins with."""
+        return cls({NEW_OBJECTS: NEW_OBJECTS_AT_FIRST})
 
     def total(self, *names: str) -> int:
         """The sum of these counters."""
@@ -142,6 +148,11 @@ class Counters:
     def moves(self) -> int:
         """Replicas that were copied or moved to another place."""
         return self.total(*MOVES)
+
+    @property
+    def remounts(self) -> int:
+        """Clients that registered anew, as one does that the master took for dead."""
+        return self.total(REMOUNTS)
 
     @property
     def mounts(self) -> int:

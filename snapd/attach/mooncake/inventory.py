@@ -65,6 +65,9 @@ class Inventory(SlotTable):
         """What was lost since the session began."""
         self._waiting: list[FrozenBlocks] = []
         """What this session may put back, where the policy is KNOWN."""
+        self._is_registered = False
+        self.was_registered = False
+        """Whether any session has registered all that it may put back."""
 
     # --- sessions -------------------------------------------------------------------------------
 
@@ -73,18 +76,31 @@ class Inventory(SlotTable):
 
         Cold blocks are forgotten, because the registrar registers all of them in each session.
         Epochs begin at 0 again: a new incarnation has a base of its own.
+
+        A session that ended before everything was registered passes on what it was to put back,
+        and its doubts: nobody has seen what it did not get to.
         """
         with self.lock:
+            unregistered = [] if self._is_registered else self._waiting
+            if not self._is_registered and self.cold_policy is ColdPolicy.REMOVED:
+                policy = ColdPolicy.REMOVED
+            self._is_registered = False
             self.boot_id, self.cold_policy = boot_id, policy
             cold = np.flatnonzero(self._cold[: self._unused])
             waiting = FrozenBlocks(self.describe(cold), self._file[cold])
             # What was lost since the session before stands in front of what waited in it.
-            self._waiting = [*self._lost, waiting] if policy is ColdPolicy.KNOWN else []
+            known = [*self._lost, waiting, *unregistered]
+            self._waiting = known if policy is ColdPolicy.KNOWN else []
             self._lost = []
             self._release(cold)
             self.epoch = self.changes.renumber()
             self._epoch[: self._unused] = self.epoch
             return self.epoch
+
+    def registered(self) -> None:
+        """Everything on disk that this session may put back was registered cold."""
+        with self.lock:
+            self._is_registered = self.was_registered = True
 
     def mark(self) -> int:
         """A moment: what becomes resident from now on has a later stamp."""
@@ -256,6 +272,12 @@ class Inventory(SlotTable):
             if removed:
                 self._tell_removed(left)
             return len(left)
+
+    def doubt_waiting(self) -> None:
+        """Before cold blocks are registered: somebody may have removed any of them. None is put
+        back in this session, and that is told when they are to be registered."""
+        with self.lock:
+            self.cold_policy = ColdPolicy.REMOVED
 
     def held_by(self, table: BlockTable) -> Places:
         """Where bytes with the key, size and checksum of these blocks were when their segment

@@ -93,6 +93,11 @@ class Activity:
         return self._rose("evicted")
 
     @property
+    def remounted(self) -> bool:
+        """A client registered anew; where it had a segment before, that is listed and empty."""
+        return self._rose("remounts")
+
+    @property
     def segments_changed(self) -> bool:
         """A segment was asked to be mounted or unmounted."""
         return self._rose("mounts")

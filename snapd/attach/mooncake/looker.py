@@ -114,13 +114,13 @@ class Looker:
             self._is_held = True
             return self._poll.end_segments(files, dead)
 
-    def end_life(self, files: I64, last: Counters, now: Counters) -> int:
-        """See `Poll.end_life`; the next life begins with the counters `now`. No look is taken after
-        this until `begin_session`."""
+    def end_life(self, files: I64, last: Counters) -> int:
+        """See `Poll.end_life`; what is counted in the next life counts from its birth. No look is
+        taken after this until `begin_session`."""
         with self._looking:
             self._is_held = True
             dropped = self._poll.end_life(files, last)
-            self._poll.begin_life(now, known=False)
+            self._poll.begin_life(Counters.at_birth(), known=True)
             return dropped
 
     def begin_session(self) -> None:

@@ -91,6 +91,9 @@ class Poll:
     """Files of dead segments that the master listed at the last look."""
     _remove_alls: int = 0
     """Remove-alls that the inventory accounts for."""
+    forgotten: frozenset[int] = frozenset()
+    """Files whose segments the master forgot, until their end is dealt with: their stores have
+    registered them again, empty, under the same ids."""
     _looked_in: Layout | None = None
     """The session whose keys were listed at least once."""
 
@@ -101,7 +104,7 @@ class Poll:
         self.baseline = self.recent = counters if known else None
         self._remove_alls = counters.remove_alls
         self._foreign.clear()
-        self._dead_listed = frozenset()
+        self._dead_listed = self.forgotten = frozenset()
 
     def look(self, layout: Layout, dead: Mapping[str, int]) -> Look:
         """Look once. `dead` are the ids of segments that died in this life of the master, with the
@@ -138,6 +141,7 @@ class Poll:
         slots = self.inventory.look_up(keys, hashes)
         kept = self.inventory.resident(mark)
         diff = diff_listing(slots, kept.slots)
+        self._check_not_forgotten(kept, diff.vanished, activity)
         look.vanished = self.inventory.vanished(
             kept.slots[diff.vanished],
             kept.sequence[diff.vanished],
@@ -154,6 +158,20 @@ class Poll:
         look.foreign = len(self._foreign)
         look.seconds = time.monotonic() - started
         return look
+
+    def _check_not_forgotten(self, kept: Kept, vanished: I64, activity: Activity) -> None:
+        """A store that is silent for too long is forgotten, and registers again when it goes on:
+        with the same segments, and without their keys. Between two looks nothing of that shows but
+        keys that are gone, for no other reason that would have been counted.
+
+        Raises StoreUnavailableError then; `forgotten` says what it is about.
+        """
+        if not len(vanished) or not activity.remounted or activity.may_have_removed:
+            return
+        if activity.evicted and len(vanished) < len(kept.slots):
+            return
+        self.forgotten = frozenset(kept.places.file[vanished].tolist())
+        raise StoreUnavailableError("Mooncake's master forgot what is in a segment of ours")
 
     def _is_quiet(self, now: Counters, dead_listed: frozenset[int]) -> bool:
         """Whether nothing changed since before the last listing, so that none is needed."""
@@ -175,6 +193,7 @@ class Poll:
         """
         if self.recent is None:
             return 0
+        self.forgotten -= set(files.tolist())
         before = _files_of(dead, self.admin.segments())
         hashes = self.admin.keys().hashes()
         activity = Activity(self.recent, self._counters(self.recent))
@@ -231,6 +250,8 @@ class Poll:
         removed = activity.may_have_removed
         files = np.array(sorted(still_listed), np.int64)
         look.in_doubt += self.inventory.drop_waiting(files, hashes, removed=removed)
+        if activity.may_have_removed_unseen:
+            self.inventory.doubt_waiting()
         if removed:
             files = np.array(sorted(self._dead_listed - still_listed), np.int64)
             look.in_doubt += self.inventory.drop_waiting(files, hashes[:0], removed=True)

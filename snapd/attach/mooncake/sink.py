@@ -102,7 +102,10 @@ class MooncakeSink:
             return self._inventory.register_cold(table)
 
     def cold_ready(self) -> None:
-        """Nobody can ask for cold blocks here."""
+        """Nobody can ask for cold blocks here; what this session puts back is complete."""
+        with self._inventory.lock:
+            self._attachment.check_current()
+            self._inventory.registered()
 
     def wanted(self, wait_ms: int) -> tuple[U32, U64]:
         """Nothing, after the wait: Mooncake does not say who waits for what."""
