@@ -69,6 +69,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Annotated[tuple[Url, ...], Meta(min_length=1, max_length=64)],
         setting("URLs of the Mooncake store services on this host; each mounts memory of ours."),
     ] = ("http://127.0.0.1:8088",)
+    mooncake_reuse_sec: Annotated[
+        Seconds,
+        setting(
+            "Seconds for which addresses of memory that a Mooncake store gave back are not used "
+            "again; longer than default_kv_lease_ttl of the master and any read or write."
+        ),
+    ] = 60.0
     mooncake_metadata: Annotated[
         Annotated[str, Meta(min_length=1)],
         setting("Metadata server of Mooncake's transfer engine, a URL or P2PHANDSHAKE."),

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from snapd.attach.connect import BundledConnector
-from snapd.attach.mooncake.connect import MooncakeConnector
+from snapd.attach.mooncake.connect import MooncakeConnector, MooncakeObserver
 from snapd.attach.mooncake.fingerprint import Fingerprints
-from snapd.attach.mooncake.looker import LookObserver
 from snapd.attach.port import Connector
 from snapd.config import Settings
 from snapd.daemon.supervise import store_socket
@@ -20,7 +19,7 @@ _LAST_FLUSH_SECONDS = 10.0
 
 def open_connector(
     settings: Settings,
-    observer: LookObserver,
+    observer: MooncakeObserver,
     flush_soon: Callable[[], Future[None]],
     fingerprints: Fingerprints | None,
 ) -> Connector:

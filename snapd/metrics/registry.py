@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from snapd import __version__
+from snapd.attach.mooncake.mounts import MOUNT_FAILURES
 from snapd.attach.mooncake.poll import Look
 from snapd.wire.messages import StatsReply
 
@@ -184,6 +185,7 @@ class Metrics:
     def looked(self, look: Look) -> None:
         """A look at Mooncake's master ended well."""
         self._looks.inc()
+        self._ambiguous_looks.inc(look.is_ambiguous)
         self._look_bytes.inc(look.hashed_bytes)
         for result in LOOK_RESULTS:
             self._look_blocks.labels(result).inc(getattr(look, result))
@@ -193,6 +195,10 @@ class Metrics:
             self._foreign_keys.set(look.foreign)
             self._unlistable_keys.set(look.unlistable)
             self._keys_without_slot.set(look.without_slot)
+
+    def mount_failed(self, reason: str) -> None:
+        """A segment could not be mounted; one of `MOUNT_FAILURES`."""
+        self._mount_failures.labels(reason).inc()
 
     # --- construction ---------------------------------------------------------------------------
 
@@ -312,6 +318,15 @@ class Metrics:
 
     def _mooncake_metrics(self) -> None:
         self._looks = self._counter("mooncake_looks", "Looks at Mooncake's master that ended well.")
+        self._ambiguous_looks = self._counter(
+            "mooncake_ambiguous_looks",
+            "Looks that said nothing, because the master lists something dead where a segment is.",
+        )
+        self._mount_failures = self._counter(
+            "mooncake_mount_failures", "Segments that could not be mounted, by reason.", "reason"
+        )
+        for reason in MOUNT_FAILURES:
+            self._mount_failures.labels(reason)
         self._look_seconds = self._histogram(
             "mooncake_look_duration_seconds", "Time of looks that listed keys."
         )

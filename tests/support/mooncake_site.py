@@ -186,6 +186,7 @@ class MooncakeSite:
             "global_segment_size": segment_bytes,
             "segment_path": f"{SHARED_MEMORY}/{self.stem}.segment",
             "poll_sec": 0.3,
+            "mooncake_reuse_sec": 0.001 * lease_ttl_ms + 1.0,
             **settings,
         }
         self.snapd = DaemonSite(directory / "snapd", **self._settings)

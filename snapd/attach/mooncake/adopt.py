@@ -95,7 +95,7 @@ def _take_over(
         is_whole=record.is_whole,
     )
     if not same_life(life.counters, now):
-        store.to_unmount |= set(record.segment_ids)
+        store.inherit(record)
         result.is_newer_life = True
         return False
     if result.life is None or _sum(life) < _sum(result.life):
@@ -112,10 +112,11 @@ def _take_over(
     ]
     whole = len(found) == len(record.segment_ids) > 0 and sum(record.sizes) <= file.size_bytes
     if not whole or store.live or store.has_ended():
-        store.to_unmount |= set(record.segment_ids)
+        store.inherit(record)
         result.dead |= dict.fromkeys(record.segment_ids, UNKNOWN_FILE)
         return False
     store.live = lay_out(found, record.segment_ids, memory.add(file), store.number)
+    store.addresses.mapped(found)
     result.adopted += 1
     event(_logger, logging.INFO, "adopted a mounted segment", store=store.url, file=file.name)
     return True

@@ -7,6 +7,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import xxhash
@@ -20,7 +21,7 @@ from snapd.attach.mooncake.life import Activity, same_life
 from snapd.attach.mooncake.looker import Looker, LookObserver
 from snapd.attach.mooncake.master import MasterAdmin, MasterSegment
 from snapd.attach.mooncake.memory import Memory
-from snapd.attach.mooncake.mounts import Life, Mounts
+from snapd.attach.mooncake.mounts import Life, MountObserver, Mounts
 from snapd.attach.mooncake.poll import Poll
 from snapd.attach.mooncake.putting import Putters
 from snapd.attach.mooncake.store import MooncakeStore
@@ -36,6 +37,10 @@ _LIFE_ID_BYTES = 16
 _logger = logging.getLogger(__name__)
 
 
+class MooncakeObserver(LookObserver, MountObserver, Protocol):
+    """Who counts; see `snapd.metrics.Metrics`."""
+
+
 class MooncakeConnector:
     """Keeps what outlives a session: files, inventory, what is known of the master's life. For the
     thread of the `Keeper`, except where a store hands parts of it to others."""
@@ -43,7 +48,7 @@ class MooncakeConnector:
     def __init__(
         self,
         settings: Settings,
-        observer: LookObserver,
+        observer: MooncakeObserver,
         *,
         write_last: Callable[[], None],
         fingerprint: Callable[[], int],
@@ -53,7 +58,7 @@ class MooncakeConnector:
         self.settings = settings
         self.memory = Memory()
         self.admin = MasterAdmin(admin_address(settings))
-        self.mounts = Mounts(settings, self.admin, self.memory)
+        self.mounts = Mounts(settings, self.admin, self.memory, observer)
         slots = settings.segment_blocks_max or max(
             1, len(self.mounts.stores) * settings.global_segment_size // _BYTES_A_SLOT
         )

@@ -4,34 +4,47 @@ The rules, each paid for by somebody: a file is mounted once and never again. Wh
 a segment that died, its file must not be mounted anew. After a restart of the master a store
 service registers its segment by itself, with the master believing that it is empty: so a new file
 is mounted first, the old segment is unmounted then, and only then nobody writes into the old file.
+Where a file was, no other one is for a while (`addresses`). And a service is not asked to mount
+while its master does not answer: where that failed it would never again mount anything.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from typing import Protocol
 
 from snapd.attach.backoff import Backoff
+from snapd.attach.mooncake.addresses import Addresses
 from snapd.attach.mooncake.counters import Counters
-from snapd.attach.mooncake.files import SegmentFile, create_segment_file
+from snapd.attach.mooncake.files import PAGE_BYTES, SegmentFile, create_segment_file
 from snapd.attach.mooncake.layout import Layout, LiveSegment, lay_out
 from snapd.attach.mooncake.master import MasterAdmin, MasterSegment
 from snapd.attach.mooncake.memory import Memory
 from snapd.attach.mooncake.record import SegmentRecord
 from snapd.attach.mooncake.service import StoreService
+from snapd.attach.mooncake.watch import ProcessWatch
 from snapd.config import Settings, event
 from snapd.errors import SegmentError, SnapdError, StoreUnavailableError
 
 _LISTED_SECONDS_MAX = 10.0
 _LISTED_POLL_SECONDS = 0.02
-_CONNECT_SECONDS_MAX = 1.0
 _SERVICE_SECONDS_MAX = 10.0
+_REFUSALS_TOLD = 3
+MOUNT_FAILURES = ("refused", "away", "waits", "collides", "ambiguous")
+"""Why a file is not mounted now: the service refuses; does not reach its master; the place must
+stay empty; it came to lie in such a place; the master lists something else there."""
 _logger = logging.getLogger(__name__)
+
+
+class MountObserver(Protocol):
+    """Who counts; see `snapd.metrics.Metrics`."""
+
+    def mount_failed(self, reason: str) -> None:
+        """One of `MOUNT_FAILURES`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +67,8 @@ class Store:
     number: int
     url: str
     service: StoreService
+    watch: ProcessWatch
+    addresses: Addresses
     backoff: Backoff
     live: tuple[LiveSegment, ...] = ()
     """Empty while it has nothing of ours."""
@@ -61,6 +76,8 @@ class Store:
     """A file that it refused to mount: it may be asked again with it."""
     to_unmount: set[str] = field(default_factory=set)
     """Segments of an earlier life that it may still have mounted."""
+    refusals: int = 0
+    """Mounts that it refused, one after the other."""
     not_before: float = 0.0
     """When to try again to mount, on the monotonic clock."""
 
@@ -69,25 +86,30 @@ class Store:
         """What it has mounted, in the order of the file."""
         return [one.segment.segment_id for one in self.live]
 
+    def inherit(self, record: SegmentRecord) -> None:
+        """Segments of the daemon before that are dead, or of an earlier life: it may have them
+        still."""
+        self.to_unmount |= set(record.segment_ids)
+        columns = (record.segment_ids, record.base_addresses, record.sizes)
+        for name, base, size in zip(*columns, strict=True):
+            self.addresses.recorded(name, base, size)
+
     def has_ended(self) -> bool:
-        """Whether its process is gone: nobody listens. A process that only hangs does not count:
-        the master forgets its segments when it does not come back."""
-        parts = urlsplit(self.url)
-        address = (parts.hostname or "127.0.0.1", parts.port or 80)
-        try:
-            socket.create_connection(address, _CONNECT_SECONDS_MAX).close()
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-        return False
+        """Whether its process is gone, even if another one listens there now."""
+        ended = self.watch.has_ended()
+        if ended:
+            self.addresses.clear()
+        return ended
 
 
 class Mounts:
     """The stores of one daemon; for one thread, except where said."""
 
-    def __init__(self, settings: Settings, admin: MasterAdmin, memory: Memory) -> None:
+    def __init__(
+        self, settings: Settings, admin: MasterAdmin, memory: Memory, observer: MountObserver
+    ) -> None:
         self._settings = settings
+        self._observer = observer
         self._admin = admin
         self._memory = memory
         self.stem = os.path.basename(settings.segment_path)
@@ -96,6 +118,8 @@ class Mounts:
                 number,
                 url,
                 StoreService(url, timeout_seconds=_SERVICE_SECONDS_MAX),
+                ProcessWatch(url),
+                Addresses(settings.mooncake_reuse_sec, time.monotonic),
                 Backoff(_logger, f"mount a segment in {url}", first_seconds=0.25),
             )
             for number, url in enumerate(settings.mooncake_stores)
@@ -168,6 +192,7 @@ class Mounts:
                 event(_logger, logging.WARNING, "cannot unmount an old segment", error=error)
                 continue
             store.to_unmount -= set(again)
+            store.addresses.given_up(again)
             event(_logger, logging.INFO, "unmounted old segments", segments=len(again))
 
     def drop_old_files(self) -> list[int]:
@@ -194,6 +219,7 @@ class Mounts:
         """Close connections. What is mounted stays mounted."""
         for store in self.stores:
             store.service.close()
+            store.watch.close()
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -203,13 +229,13 @@ class Mounts:
         record, and removes the file. Nothing durable depends on it: its blocks were put within that
         moment, and are lost with it.
         """
-        file = store.spare or self._create(make_room)
-        store.spare = None
+        file = self._next_file(store, make_room)
         file.write_record(_record(store.url, (), life))
         try:
             mounted = store.service.mount(file.name, file.size_bytes)
         except SegmentError:
             store.spare = file
+            self._refused(store)
             raise
         except SnapdError:
             # It may be mounted or not, so it must not be mounted again.
@@ -218,14 +244,14 @@ class Mounts:
             raise
         number = self._memory.add(file)
         try:
-            listed = self._wait_until_listed(mounted.segment_ids)
-            live = lay_out(listed, mounted.segment_ids, number, store.number)
+            live = self._settle(store, mounted.segment_ids, number)
             file.write_record(_record(store.url, live, life))
         except SnapdError:
             store.to_unmount |= set(mounted.segment_ids)
             self.old_files.add(number)
             raise
         store.live = live
+        store.refusals = 0
         self._unmount_unseen(store)
         event(
             _logger,
@@ -237,6 +263,80 @@ class Mounts:
             segments=len(live),
         )
 
+    def _next_file(self, store: Store, make_room: Callable[[], None]) -> SegmentFile:
+        """A file that may be mounted now. Raises StoreUnavailableError when none may."""
+        store.has_ended()  # a new process has addresses of its own
+        if store.refusals:
+            # Below what is mapped nothing can be mounted any more; where that was, it can.
+            self._unmount_unseen(store)
+        wanted = self._settings.global_segment_size
+        wanted += -wanted % PAGE_BYTES
+        wanted = store.addresses.size_beside(wanted) or wanted
+        file, store.spare = store.spare, None
+        if file is not None and file.size_bytes != wanted:
+            file.unlink()
+            file.close()
+            file = None
+        file = file or self._create(wanted, make_room)
+        store.spare = file
+        # Making a large file takes its time, and may have had the old one unmounted.
+        if (seconds := store.addresses.wait_seconds(file.size_bytes)) > 0:
+            self._observer.mount_failed("waits")
+            raise StoreUnavailableError(
+                f"{store.url} mounts nothing for {seconds:.0f} s: clients may still use addresses "
+                f"where a new file would come to lie (mooncake_reuse_sec)"
+            )
+        store.watch.begin()
+        if not store.service.reaches_master():
+            self._observer.mount_failed("away")
+            raise StoreUnavailableError(
+                f"the Mooncake store service at {store.url} does not reach its master"
+            )
+        store.spare = None
+        return file
+
+    def _settle(
+        self, store: Store, segment_ids: Sequence[str], number: int
+    ) -> tuple[LiveSegment, ...]:
+        """What was mounted, once the master lists it, if it lies where it may.
+
+        Raises StoreUnavailableError if not: it is to be unmounted then.
+        """
+        listed = self._wait_until_listed(segment_ids)
+        live = lay_out(listed, segment_ids, number, store.number)
+        segments = [one.segment for one in live]
+        if store.addresses.collides(segments):
+            store.addresses.mapped(segments)
+            store.to_unmount |= set(segment_ids)
+            self._unmount_unseen(store)
+            self._observer.mount_failed("collides")
+            raise StoreUnavailableError(
+                f"{store.url} mounted a file where another one was just before: clients may still "
+                f"use those addresses"
+            )
+        store.addresses.mapped(segments)
+        if Layout(live).is_ambiguous(listed):
+            # It stays mapped until the next one is, which lies elsewhere for that.
+            self._observer.mount_failed("ambiguous")
+            raise StoreUnavailableError(
+                f"{store.url} mounted a file at addresses of a segment that is not there any more "
+                f"and that Mooncake's master still lists: mounting another one"
+            )
+        return live
+
+    def _refused(self, store: Store) -> None:
+        self._observer.mount_failed("refused")
+        store.refusals += 1
+        if store.refusals == _REFUSALS_TOLD:
+            event(
+                _logger,
+                logging.ERROR,
+                "a Mooncake store service refuses to mount anything: if this goes on, start it "
+                "again, because one that failed to reach its master once may never do",
+                store=store.url,
+                refusals=store.refusals,
+            )
+
     def _unmount_unseen(self, store: Store) -> None:
         """A master that was started again does not list the old segment until the store registers
         it, within seconds, and then two segments of one name are there: puts go to both, and a
@@ -245,19 +345,21 @@ class Mounts:
         refuses, and has nothing to unmount."""
         if not store.to_unmount:
             return
+        names = sorted(store.to_unmount)
         try:
-            store.service.unmount(sorted(store.to_unmount))
+            store.service.unmount(names)
         except SnapdError:
-            return  # `unmount_old` tries again should they be listed
+            # `unmount_old` tries again should they be listed. Some may be unmounted.
+            store.addresses.given_up(names)
+            return
+        store.addresses.given_up(names)
         store.to_unmount.clear()
 
-    def _create(self, make_room: Callable[[], None]) -> SegmentFile:
-        settings = self._settings
+    def _create(self, size_bytes: int, make_room: Callable[[], None]) -> SegmentFile:
+        group_shared = self._settings.group_shared
 
         def create() -> SegmentFile:
-            return create_segment_file(
-                self.stem, settings.global_segment_size, group_shared=settings.group_shared
-            )
+            return create_segment_file(self.stem, size_bytes, group_shared=group_shared)
 
         held = [store for store in self.stores if store.to_unmount and not store.live]
         try:
@@ -280,12 +382,14 @@ class Mounts:
             return create()
 
     def _wait_until_listed(self, segment_ids: Sequence[str]) -> list[MasterSegment]:
+        """All that the master lists."""
         deadline = time.monotonic() + _LISTED_SECONDS_MAX
         wanted = set(segment_ids)
         while True:
-            found = [one for one in self._admin.segments() if one.segment_id in wanted]
+            listed = self._admin.segments()
+            found = [one for one in listed if one.segment_id in wanted]
             if len(found) == len(wanted) and all(one.is_ok for one in found):
-                return found
+                return listed
             if time.monotonic() > deadline:
                 raise StoreUnavailableError(
                     f"Mooncake's master does not list the segments that were just mounted: "

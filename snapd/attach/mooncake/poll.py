@@ -9,6 +9,7 @@ An error in the middle leaves the inventory true, and the next look begins where
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +25,12 @@ from snapd.attach.mooncake.memory import Memory
 from snapd.attach.mooncake.places import NOWHERE, Kept, Places
 from snapd.blocks import KeyColumn
 from snapd.blocks.keys import I64, U64, Bools
+from snapd.config import event
 from snapd.errors import StoreUnavailableError
 from snapd.plans import windows
 from snapd.plans.listing import ForeignKeys, diff_listing, oldest_first
 
+_logger = logging.getLogger(__name__)
 _PIECE_BYTES = 256 * 2**20
 _PIECE_BLOCKS = 8192
 """Blocks hashed between two looks at their places: short, so that little moves meanwhile."""
@@ -83,6 +86,9 @@ class Poll:
     the last look may have come behind the listing of that look."""
     recent: Counters | None = None
     """The counters of the last look, from before its listing."""
+    ambiguous_seconds_max: float = 30.0
+    """How long a segment that is not there may be listed at addresses of ours; over client_ttl."""
+    _ambiguous_since: float | None = None
     _number: int = 0
     _label: int = 0
     """What this look found new is of this label."""
@@ -121,7 +127,9 @@ class Poll:
         listed = self._segments(layout)
         if layout.is_ambiguous(listed):
             look.is_ambiguous = True
+            self._bear_ambiguity(layout)
             return look
+        self._ambiguous_since = None
         dead_before = _files_of(dead, listed)
         if self._looked_in is layout and self._is_quiet(before, dead_before):
             self._advance(before, dead_before)
@@ -158,6 +166,30 @@ class Poll:
         look.foreign = len(self._foreign)
         look.seconds = time.monotonic() - started
         return look
+
+    def _bear_ambiguity(self, layout: Layout) -> None:
+        """The master forgets a dead segment after client_ttl. What it lists for much longer at
+        addresses of ours stays, and nothing of ours can be seen meanwhile: so ours are given up for
+        others elsewhere.
+
+        Raises StoreUnavailableError then; `forgotten` says what it is about.
+        """
+        now = time.monotonic()
+        since = self._ambiguous_since = self._ambiguous_since or now
+        if now - since < self.ambiguous_seconds_max:
+            return
+        self._ambiguous_since = None
+        self.forgotten = frozenset(layout.files)
+        event(
+            _logger,
+            logging.ERROR,
+            "Mooncake's master keeps listing a segment at addresses of another one: mounting "
+            "another file; the store service that it is of should be started again",
+            seconds=now - since,
+        )
+        raise StoreUnavailableError(
+            "Mooncake's master keeps listing a segment at addresses of one of ours"
+        )
 
     def _check_not_forgotten(self, kept: Kept, vanished: I64, activity: Activity) -> None:
         """A store that is silent for too long is forgotten, and registers again when it goes on:
