@@ -44,15 +44,24 @@ class NativeStore:
         """End `register`; its code."""
         return int(self._call(1, lambda: [self._store.unregister_buffer(address)])[0])
 
-    def put(self, keys: KeyColumn, addresses: U64, sizes: U64, segment: str) -> I32:
+    def put(
+        self,
+        keys: KeyColumn,
+        addresses: U64,
+        sizes: U64,
+        segment: str,
+        *,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> I32:
         """Put blocks, where they can be into the segment of this endpoint; codes int32 [n].
 
-        A key that exists already is answered 0 and left alone.
+        A key that exists already is answered 0 and left alone. Before each native call `is_wanted`
+        is asked whether anybody still wants it; if not, the rest is INTERNAL_ERROR.
         """
         codes = np.full(len(keys), ReturnCode.INTERNAL_ERROR, np.int32)
         names, starts, lengths = keys.to_list(), addresses.tolist(), sizes.tolist()
         first = 0
-        while first < len(names):
+        while first < len(names) and is_wanted():
             end, held = first + 1, lengths[first]
             while (
                 end < len(names)

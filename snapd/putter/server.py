@@ -185,8 +185,24 @@ class PutConnection:
         sizes = decode_column(request.sizes, np.uint64, len(keys))
         if not bool(staging.contains(offsets, sizes).all()):
             raise ProtocolError("a block lies outside the staging memory, or is empty")
-        codes = self._store.put(keys, offsets + np.uint64(staging.address), sizes, request.segment)
+        # A daemon that died does not take out what was removed meanwhile, and the next one may
+        # have dropped it already: nothing may be put for it any more, however long we stood still.
+        codes = self._store.put(
+            keys,
+            offsets + np.uint64(staging.address),
+            sizes,
+            request.segment,
+            is_wanted=self._has_peer,
+        )
         return Codes(codes.tobytes())
+
+    def _has_peer(self) -> bool:
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     def _hello(self, request: PutHello) -> Message:
         if request.protocol != PUT_PROTOCOL_VERSION:

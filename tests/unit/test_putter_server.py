@@ -318,17 +318,44 @@ def test_connections_are_bounded(path: Path, staging: StagingMemory) -> None:
         putter.close()
 
 
+def test_nothing_more_is_put_for_a_daemon_that_died(tmp_path: Path, staging: StagingMemory) -> None:
+    """What waits there may have been removed since, and nobody takes it out again."""
+    peer = socket.socket(socket.AF_UNIX)
+
+    class Deadly(NativeDouble):
+        def batch_put_from(self, *arguments: Any) -> Any:
+            peer.close()
+            return super().batch_put_from(*arguments)
+
+    native, count = Deadly(), 1200
+    server = PutServer(NativeStore(native, Configuration), tmp_path / "put.sock", inside=True)
+    server.start()
+    peer.connect(str(tmp_path / "put.sock"))
+    hello = encode_message(PutHello(PUT_PROTOCOL_VERSION, "test", STAGING_BYTES))
+    socket.send_fds(peer, [encode_frame(1, hello)], [staging.descriptor])
+    assert peer.recv(1 << 16)
+    sizes = np.full(count, 8, np.uint64).tobytes()
+    blocks = PutBlocks(encode_keys(keys_of(count)), bytes(8 * count), sizes, "")
+    peer.sendall(encode_frame(2, encode_message(blocks)))
+    deadline = time.monotonic() + 10
+    while native.registered or not native.calls:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    server.stop()
+    assert native.calls == [512]
+
+
 def test_stop_waits_for_the_put_under_way(tmp_path: Path, staging: StagingMemory) -> None:
     entered, go_on = threading.Event(), threading.Event()
-    native = NativeDouble()
 
-    class Slow(NativeStore):
-        def put(self, *arguments: Any) -> Any:
+    class Slow(NativeDouble):
+        def batch_put_from(self, *arguments: Any) -> Any:
             entered.set()
             assert go_on.wait(10)
-            return super().put(*arguments)
+            return super().batch_put_from(*arguments)
 
-    server = PutServer(Slow(native, Configuration), tmp_path / "put.sock", inside=True)
+    native = Slow()
+    server = PutServer(NativeStore(native, Configuration), tmp_path / "put.sock", inside=True)
     server.start()
     putter = Putter(str(tmp_path / "put.sock"), staging)
     offsets, contents = fill(staging, [10])
