@@ -49,11 +49,16 @@ class Addresses:
         self._ranges[segment_id] = _Range(base_address, base_address + size_bytes)
 
     def given_up(self, segment_ids: Sequence[str]) -> None:
-        """These are unmapped, or may be."""
+        """These were unmapped just now."""
         free_at = self._clock() + self._reuse_seconds
         for name in segment_ids:
             if name in self._ranges:
                 self._ranges[name] = replace(self._ranges[name], free_at=free_at)
+
+    def may_be_given_up(self, segment_ids: Sequence[str]) -> None:
+        """Nobody knows whether these are mapped. That it is said again proves nothing new."""
+        ranges = self._ranges
+        self.given_up([one for one in segment_ids if one in ranges and not ranges[one].free_at])
 
     def clear(self) -> None:
         """The process ended: its successor has addresses and ports of its own."""
@@ -73,7 +78,7 @@ class Addresses:
                 for one in segments
             )
         ]
-        self.given_up([name for name in found if self._ranges[name].free_at is None])
+        self.may_be_given_up(found)
         return bool(found)
 
     def size_beside(self, size_bytes: int) -> int:

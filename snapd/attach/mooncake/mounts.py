@@ -34,6 +34,9 @@ _LISTED_SECONDS_MAX = 10.0
 _LISTED_POLL_SECONDS = 0.02
 _SERVICE_SECONDS_MAX = 10.0
 _REFUSALS_TOLD = 3
+_SMALLER_EIGHTHS_MAX = 4
+_REFUSED_SECONDS = 60.0
+"""Between tries in a store that refuses, while others are attached."""
 MOUNT_FAILURES = ("refused", "away", "waits", "collides", "ambiguous")
 """Why a file is not mounted now: the service refuses; does not reach its master; the place must
 stay empty; it came to lie in such a place; the master lists something else there."""
@@ -78,6 +81,9 @@ class Store:
     """Segments of an earlier life that it may still have mounted."""
     refusals: int = 0
     """Mounts that it refused, one after the other."""
+    wait_seconds: float = 0.0
+    """How long it makes no sense to try, beyond what `backoff` says. Each try ends the session of
+    the other stores."""
     not_before: float = 0.0
     """When to try again to mount, on the monotonic clock."""
 
@@ -150,6 +156,7 @@ class Mounts:
         for store in self.stores:
             if store.live or (self.layout.live and time.monotonic() < store.not_before):
                 continue
+            store.wait_seconds = _REFUSED_SECONDS if store.refusals >= _REFUSALS_TOLD else 0.0
             try:
                 if not store.service.alive():
                     raise StoreUnavailableError(f"no Mooncake store service answers at {store.url}")
@@ -161,7 +168,8 @@ class Mounts:
                 store.backoff.succeeded()
             except SnapdError as caught:
                 error = caught
-                store.not_before = time.monotonic() + store.backoff.failed(caught)
+                wait_seconds = max(store.backoff.failed(caught), store.wait_seconds)
+                store.not_before = time.monotonic() + wait_seconds
         if not self.layout.live:
             raise error or StoreUnavailableError("mooncake_stores names no store service")
 
@@ -243,13 +251,14 @@ class Mounts:
             file.close()
             raise
         number = self._memory.add(file)
+        store.to_unmount |= set(mounted.segment_ids)
         try:
             live = self._settle(store, mounted.segment_ids, number)
             file.write_record(_record(store.url, live, life))
         except SnapdError:
-            store.to_unmount |= set(mounted.segment_ids)
             self.old_files.add(number)
             raise
+        store.to_unmount -= set(mounted.segment_ids)
         store.live = live
         store.refusals = 0
         self._unmount_unseen(store)
@@ -265,11 +274,14 @@ class Mounts:
 
     def _next_file(self, store: Store, make_room: Callable[[], None]) -> SegmentFile:
         """A file that may be mounted now. Raises StoreUnavailableError when none may."""
-        store.has_ended()  # a new process has addresses of its own
+        if store.has_ended():  # a new process has addresses of its own
+            store.refusals = 0
         if store.refusals:
             # Below what is mapped nothing can be mounted any more; where that was, it can.
             self._unmount_unseen(store)
         wanted = self._settings.global_segment_size
+        # Other memory of the store may have come to lie where the old file was: a smaller one fits.
+        wanted -= wanted // 8 * min(max(0, store.refusals - 1), _SMALLER_EIGHTHS_MAX)
         wanted += -wanted % PAGE_BYTES
         wanted = store.addresses.size_beside(wanted) or wanted
         file, store.spare = store.spare, None
@@ -281,6 +293,7 @@ class Mounts:
         store.spare = file
         # Making a large file takes its time, and may have had the old one unmounted.
         if (seconds := store.addresses.wait_seconds(file.size_bytes)) > 0:
+            store.wait_seconds = seconds
             self._observer.mount_failed("waits")
             raise StoreUnavailableError(
                 f"{store.url} mounts nothing for {seconds:.0f} s: clients may still use addresses "
@@ -300,14 +313,13 @@ class Mounts:
     ) -> tuple[LiveSegment, ...]:
         """What was mounted, once the master lists it, if it lies where it may.
 
-        Raises StoreUnavailableError if not: it is to be unmounted then.
+        Raises StoreUnavailableError if not: it stays among those to be unmounted then.
         """
         listed = self._wait_until_listed(segment_ids)
         live = lay_out(listed, segment_ids, number, store.number)
         segments = [one.segment for one in live]
         if store.addresses.collides(segments):
             store.addresses.mapped(segments)
-            store.to_unmount |= set(segment_ids)
             self._unmount_unseen(store)
             self._observer.mount_failed("collides")
             raise StoreUnavailableError(
@@ -343,17 +355,17 @@ class Mounts:
         master that unmounts one of them may not call the other alive any more. So the store is told
         before that; to unmount what the master does not know succeeds. A store that is new itself
         refuses, and has nothing to unmount."""
-        if not store.to_unmount:
-            return
-        names = sorted(store.to_unmount)
-        try:
-            store.service.unmount(names)
-        except SnapdError:
-            # `unmount_old` tries again should they be listed. Some may be unmounted.
-            store.addresses.given_up(names)
-            return
-        store.addresses.given_up(names)
-        store.to_unmount.clear()
+        for name in sorted(store.to_unmount):
+            try:
+                store.service.unmount([name])
+            except SegmentError:
+                store.addresses.may_be_given_up([name])
+                continue  # `unmount_old` tries again should it be listed
+            except SnapdError:
+                store.addresses.may_be_given_up(sorted(store.to_unmount))
+                return
+            store.addresses.given_up([name])
+            store.to_unmount.discard(name)
 
     def _create(self, size_bytes: int, make_room: Callable[[], None]) -> SegmentFile:
         group_shared = self._settings.group_shared
