@@ -131,7 +131,7 @@ def test_a_second_daemon_is_refused_and_the_first_goes_on(site: DaemonSite) -> N
         ({"http": "nonsense"}, 2, "http"),
         ({"persistent_path": "/proc/no/such"}, 1, "/proc/no"),
         ({"runtime_dir": "/proc/no/such"}, 2, "runtime_dir"),
-        ({"store": "mooncake"}, 2, "store"),
+        ({"store": "redis"}, 2, "store"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named_and_ends_the_daemon(

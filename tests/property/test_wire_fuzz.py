@@ -1,6 +1,7 @@
 """The wire under arbitrary bytes: a typed message or ProtocolError, whatever comes."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
 
 import msgspec
@@ -22,6 +23,7 @@ from snapd.wire.messages import (
     encode_keys,
     encode_message,
 )
+from snapd.wire.puts import PutReply, PutRequest, decode_put_reply, decode_put_request
 
 FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     int: st.integers(-(2**63), 2**64 - 1),
@@ -40,49 +42,55 @@ def messages_of(kind: type[Message]) -> st.SearchStrategy[Message]:
 
 
 REQUESTS, REPLIES = get_args(Request), get_args(Reply)
+PUT_REQUESTS, PUT_REPLIES = get_args(PutRequest), get_args(PutReply)
+DECODED = [
+    *((kind, decode_request) for kind in REQUESTS),
+    *((kind, decode_reply) for kind in REPLIES),
+    *((kind, decode_put_request) for kind in PUT_REQUESTS),
+    *((kind, decode_put_reply) for kind in PUT_REPLIES),
+]
+"""Each message, and who decodes it."""
 frames_lists = st.lists(
     st.builds(Frame, st.integers(0, 2**32 - 1), st.binary(max_size=50)), max_size=8
 )
 
 
 def test_every_message_has_its_own_tag() -> None:
-    kinds = (*REQUESTS, *REPLIES)
+    kinds = {*REQUESTS, *REPLIES, *PUT_REQUESTS, *PUT_REPLIES}
     assert len({kind.__struct_config__.tag for kind in kinds}) == len(kinds)
     subclasses = {kind for kind in Message.__subclasses__() if kind is not KeyBatch}
-    assert subclasses == set(kinds), "a message that no decoder knows"
+    assert subclasses == kinds, "a message that no decoder knows"
 
 
-@pytest.mark.parametrize("kind", REQUESTS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    ("kind", "decode"), DECODED, ids=lambda one: one.__name__.removeprefix("decode_")
+)
 @given(data=st.data())
-def test_a_request_comes_back_as_it_was(kind: type[Message], data: st.DataObject) -> None:
+def test_a_message_comes_back_as_it_was(
+    kind: type[Message], decode: Callable[[bytes], Message], data: st.DataObject
+) -> None:
     message = data.draw(messages_of(kind))
-    assert decode_request(encode_message(message)) == message
-
-
-@pytest.mark.parametrize("kind", REPLIES, ids=lambda kind: kind.__name__)
-@given(data=st.data())
-def test_a_reply_comes_back_as_it_was(kind: type[Message], data: st.DataObject) -> None:
-    message = data.draw(messages_of(kind))
-    assert decode_reply(encode_message(message)) == message
+    assert decode(encode_message(message)) == message
 
 
 @given(st.binary(max_size=300))
 def test_arbitrary_payloads_are_messages_or_protocol_errors(payload: bytes) -> None:
-    for decode in (decode_request, decode_reply):
+    for decode in {decode for _, decode in DECODED}:
         with contextlib.suppress(ProtocolError):
             assert isinstance(decode(payload), Message)
 
 
-@given(st.sampled_from(REQUESTS).flatmap(messages_of), st.data())
-def test_damaged_requests_are_messages_or_protocol_errors(
-    message: Message, data: st.DataObject
+@given(st.sampled_from(DECODED), st.data())
+def test_damaged_messages_are_messages_or_protocol_errors(
+    decoded: tuple[type[Message], Callable[[bytes], Message]], data: st.DataObject
 ) -> None:
-    raw = bytearray(encode_message(message))
+    kind, decode = decoded
+    raw = bytearray(encode_message(data.draw(messages_of(kind))))
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(raw)))
     with contextlib.suppress(ProtocolError):
-        assert isinstance(decode_request(bytes(raw[:cut])), Message)
+        assert isinstance(decode(bytes(raw[:cut])), Message)
 
 
 @given(frames_lists, st.lists(st.integers(0, 600), max_size=12))
