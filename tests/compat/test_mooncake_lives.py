@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,38 @@ def test_a_store_that_the_master_forgot_is_filled_again(site: MooncakeSite) -> N
         os.kill(store, signal.SIGCONT)
         put_back(site, before)
         assert set(site.client().read(KEYS).values()) == {1}
+
+
+def test_what_is_put_and_removed_between_two_looks_does_not_leave_what_waited(
+    tmp_path: Path,
+) -> None:
+    with (
+        MooncakeSite(
+            tmp_path,
+            segment_bytes=16 << 20,
+            http="",
+            poll_sec=0.5,
+            io_bytes_per_sec_max=1_000_000,  # so that the last keys wait for some seconds
+        ) as site,
+        case(FaultClass.KILL, "store of Mooncake, and waiting keys put and removed after it"),
+    ):
+        site.start()
+        site.start_daemon()
+        site.client().put_all(KEYS)
+        site.snapd.snapshot()
+        before = session(site)
+        site.kill_store()
+        site.start_store()
+        site.until("a new session", lambda: session(site) not in ("", before), 30.0)
+        client = site.client()
+        # The dead store's keys are listed until client_ttl; then they wait, the coldest longest.
+        site.until("waiting", lambda: not any(client.exist(KEYS[-10:]).values()), 20.0)
+        waiting = KEYS[-10:]
+        time.sleep(2)  # until two looks have seen that the dead segment is gone
+        assert set(client.upsert(waiting, version=2)) == {0}
+        assert set(client.remove(waiting, force=True)) == {0}
+        put_back(site, before)
+        assert set(client.read(waiting, (1, 2)).values()) == {MISSING}
 
 
 @pytest.mark.long

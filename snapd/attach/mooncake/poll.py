@@ -61,6 +61,9 @@ class Look:
     new: int = 0
     rewritten: int = 0
     vanished: int = 0
+    left: int = 0
+    """Keys that were listed at the look before, resident in segments of ours or waiting to be put
+    back from dead ones, and are not listed any more."""
     hashed_bytes: int = 0
     moved: int = 0
     """Blocks that moved while they were hashed: left for the next look."""
@@ -97,6 +100,8 @@ class Poll:
     """Files of dead segments that the master listed at the last look."""
     _remove_alls: int = 0
     """Remove-alls that the inventory accounts for."""
+    _accounted: Counters | None = None
+    """The counters from after the last listing: what they count is accounted for, key by key."""
     forgotten: frozenset[int] = frozenset()
     """Files whose segments the master forgot, until their end is dealt with: their stores have
     registered them again, empty, under the same ids."""
@@ -109,6 +114,7 @@ class Poll:
         else they are where it begins."""
         self.baseline = self.recent = counters if known else None
         self._remove_alls = counters.remove_alls
+        self._accounted = counters if known else None
         self._foreign.clear()
         self._dead_listed = self.forgotten = frozenset()
 
@@ -155,9 +161,11 @@ class Poll:
             kept.sequence[diff.vanished],
             removed=activity.may_have_removed,
         )
+        look.left = look.vanished
         if self._looked_in is not layout:
             self._doubt_waiting(look, activity, hashes, dead_before & dead_after)
         self._doubt_cold(look, activity, slots, dead_before & dead_after)
+        self._doubt_what_left_no_trace(look, after, is_first=self._looked_in is not layout)
         known = kept.take(diff.kept)
         self._look_again(look, layout, known, keys.take(diff.kept_rows), activity)
         self._take_in(look, layout, keys, hashes, slots)
@@ -229,6 +237,7 @@ class Poll:
         before = _files_of(dead, self.admin.segments())
         hashes = self.admin.keys().hashes()
         activity = Activity(self.recent, self._counters(self.recent))
+        self._accounted = activity.now
         self._dead_listed = before & _files_of(dead, self.admin.segments())
         kept = self.inventory.resident()
         ours = np.isin(kept.places.file, files)
@@ -265,9 +274,11 @@ class Poll:
         """
         cold, sequences = self.inventory.held_in(np.array(sorted(still_listed), np.int64))
         listed = np.isin(cold, slots)
-        look.in_doubt += self.inventory.drop_cold(
+        left = self.inventory.drop_cold(
             cold[~listed], sequences[~listed], removed=activity.may_have_removed
         )
+        look.left += left
+        look.in_doubt += left
         ended = self._dead_listed - still_listed
         if activity.may_have_removed and ended:
             cold, sequences = self.inventory.held_in(np.array(sorted(ended), np.int64))
@@ -281,12 +292,30 @@ class Poll:
         """The same at the first look of a session, before what it lost is registered."""
         removed = activity.may_have_removed
         files = np.array(sorted(still_listed), np.int64)
-        look.in_doubt += self.inventory.drop_waiting(files, hashes, removed=removed)
+        left = self.inventory.drop_waiting(files, hashes, removed=removed)
+        look.left += left
+        look.in_doubt += left
         if activity.may_have_removed_unseen:
             self.inventory.doubt_waiting()
         if removed:
             files = np.array(sorted(self._dead_listed - still_listed), np.int64)
             look.in_doubt += self.inventory.drop_waiting(files, hashes[:0], removed=True)
+
+    def _doubt_what_left_no_trace(self, look: Look, after: Counters, *, is_first: bool) -> None:
+        """Whoever puts a key that waits, with other bytes, and removes it again between two looks
+        leaves nothing to be seen but a removal by name too many: then all that waits is in doubt.
+
+        Evictions explain keys that left as well, and other hosts' keys are removed too, so this
+        doubts more than it has to wherever keys are removed by name, and never less.
+        """
+        before, self._accounted = self._accounted, after
+        if before is None:
+            return
+        removed = after.removes + after.clears - before.removes - before.clears
+        if removed > max(0, look.left - (after.evicted - before.evicted)):
+            look.in_doubt += self.inventory.drop_all_cold()
+            if is_first:
+                self.inventory.doubt_waiting()
 
     # --- blocks that were known -------------------------------------------------------------------
 
