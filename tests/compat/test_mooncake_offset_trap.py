@@ -85,12 +85,20 @@ def check(directory: Path, rounds: int) -> None:
         site.start()
         site.start_daemon()
         service = StoreService(site.store_url())
-        same = 0
+        same, seen = 0, 0
+
+        def packed(*, every_row: bool) -> dict[str, int]:
+            """What is in packs, after a snapshot."""
+            site.snapd.snapshot()
+            return packed_versions(site.snapd.repository, every_row=every_row)
+
         with Load(site.client(), 5000) as load:
             for number in range(rounds):
                 client = site.client()
                 client.put([f"kept-{number}-{key}" for key in range(BLOCKS)], size=5000)
                 client.close()
+                # Here, because a remount in the middle of removals puts all that waits in doubt.
+                seen += len(packed(every_row=False))
                 with case(FaultClass.NEIGHBOUR, f"remount at an address seen before, {number}"):
                     # Refused where the daemon was faster, and has mounted its next file already.
                     with contextlib.suppress(SegmentError):
@@ -98,12 +106,10 @@ def check(directory: Path, rounds: int) -> None:
                     site.until("attached", lambda: site.status()["store"]["up"])
                     site.until("ready", lambda: site.snapd.ask("/readyz")[0] == 200)
         assert load.rounds > rounds
-        site.snapd.snapshot()
-        found = packed_versions(site.snapd.repository, every_row=True)
+        found = packed(every_row=True)
         wrong = [key for key, version in found.items() if version == WRONG]
         assert not wrong, f"{len(wrong)} of {len(found)} keys have other bytes: {wrong[:5]}"
-        # What stays depends on how often a busy machine lets the daemon flush between remounts.
-        assert len(found) > BLOCKS // 4
+        assert seen > rounds * BLOCKS // 2
         assert same > 0, "no segment had the address of the one before: the test tests nothing"
         service.close()
 
