@@ -73,9 +73,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Seconds,
         setting(
             "Seconds for which addresses of memory that a Mooncake store gave back are not used "
-            "again; longer than default_kv_lease_ttl of the master and any read or write."
+            "again; longer than default_kv_lease_ttl of the master and any read or write: "
+            "Mooncake's clients give one up after 60 s."
         ),
-    ] = 60.0
+    ] = 120.0
     mooncake_metadata: Annotated[
         Annotated[str, Meta(min_length=1)],
         setting("Metadata server of Mooncake's transfer engine, a URL or P2PHANDSHAKE."),
