@@ -24,7 +24,7 @@ from snapd.daemon.http import HttpServer
 from snapd.daemon.keeper import Keeper
 from snapd.daemon.notify import notify, watchdog_seconds
 from snapd.daemon.pacer import Pacer
-from snapd.daemon.state import DaemonState
+from snapd.daemon.state import DaemonState, process_age_seconds
 from snapd.daemon.supervise import StoreSupervisor
 from snapd.daemon.upkeep import Upkeep
 from snapd.daemon.waiting import wait_for_disk
@@ -139,6 +139,7 @@ class Daemon:
         self._ended = threading.Event()
         """Set when nothing is left to be made durable."""
         self._metrics = metrics = Metrics()
+        metrics.started(process_age_seconds, settings.snapshot_interval_sec)
         self._link = link = Link()
         demand = Demand()
         pace = Pacer(settings.io_bytes_per_sec_max, stopping)

@@ -89,6 +89,7 @@ class _Wait:
         self._error = error
         self._supervisor = StoreSupervisor(settings) if with_store else None
         self._metrics = Metrics()
+        self._metrics.started(process_age_seconds, settings.snapshot_interval_sec)
 
     def run(self, open_repository: Callable[[], T]) -> T | None:
         """Try again with backoff, until it works or the daemon is to stop."""

@@ -11,7 +11,14 @@ import math
 import platform
 from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from snapd import __version__
 from snapd.attach.mooncake.mounts import MOUNT_FAILURES
@@ -35,6 +42,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self._snapshot_metrics()
         self._flush_metrics()
         self._budget_metrics()
@@ -50,6 +58,12 @@ class Metrics:
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def started(self, age_seconds: Callable[[], float], snapshot_interval_seconds: float) -> None:
+        """The daemon runs with this interval. Until it is `ready`, its age is its load time: one
+        that hangs on the way must be seen, too."""
+        self._ready_seconds.set_function(age_seconds)
+        self._snapshot_interval.set(snapshot_interval_seconds)
 
     # --- snapshots and flushes ----------------------------------------------------------------
 
@@ -136,7 +150,7 @@ class Metrics:
 
     def ready(self, seconds: float) -> None:
         """All blocks of the snapshot are served, `seconds` after the process started."""
-        self._ready_seconds.set(seconds)
+        self._ready_seconds.set_function(lambda: seconds)
 
     def warmup_loaded(self, result: str, blocks: int, bytes_moved: int) -> None:
         """The background warm-up dealt with blocks; `result` is one of `LOAD_RESULTS`."""
@@ -222,6 +236,9 @@ class Metrics:
             "Unix time of the newest valid snapshot, also one from before this process; 0 is none.",
         )
         self._snapshot_blocks = self._gauge("snapshot_blocks", "Blocks in the newest snapshot.")
+        self._snapshot_interval = self._gauge(
+            "snapshot_interval_seconds", "Time between two snapshots, as configured."
+        )
 
     def _flush_metrics(self) -> None:
         self._flush_lag = self._gauge(
@@ -286,7 +303,8 @@ class Metrics:
     def _warmup_metrics(self) -> None:
         self._ready_seconds = self._gauge(
             "ready_duration_seconds",
-            "Time from the start of this process until all blocks of the snapshot were served.",
+            "Time from the start of this process until all blocks of the snapshot were served; "
+            "until then, since its start.",
         )
         self._warmup_seconds = self._gauge(
             "warmup_duration_seconds", "Time that the last background warm-up took."

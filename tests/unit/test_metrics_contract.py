@@ -84,3 +84,19 @@ def test_an_empty_file_system_has_a_ratio() -> None:
     metrics.disk(0, 0, 0)
     metrics.disk(80, 100, 10)
     assert samples(metrics)["snapd_disk_used_ratio"] == [({}, 0.8)]
+
+
+def test_the_load_time_grows_until_everything_is_served_and_then_stays() -> None:
+    metrics, age = Metrics(), [3.0]
+    metrics.started(lambda: age[0], 300.0)
+    assert samples(metrics)["snapd_ready_duration_seconds"] == [({}, 3.0)]
+    age[0] = 12.0
+    assert samples(metrics)["snapd_ready_duration_seconds"] == [({}, 12.0)]
+    metrics.ready(12.5)
+    age[0] = 99.0
+    assert samples(metrics)["snapd_ready_duration_seconds"] == [({}, 12.5)]
+    assert samples(metrics)["snapd_snapshot_interval_seconds"] == [({}, 300.0)]
+
+
+def test_the_start_of_the_process_is_told() -> None:
+    assert samples(Metrics())["process_start_time_seconds"][0][1] > 0
