@@ -2,6 +2,7 @@
 
 from snapd.blocks.index import HashIndex
 from snapd.blocks.keys import KEY_BYTES_MAX, KeyColumn, hash_keys
+from snapd.blocks.pages import page_id, page_ids
 from snapd.blocks.table import BlockTable, Codec, Pin, is_newer, version_order
 
 __all__ = [
@@ -13,5 +14,7 @@ __all__ = [
     "Pin",
     "hash_keys",
     "is_newer",
+    "page_id",
+    "page_ids",
     "version_order",
 ]
