@@ -18,7 +18,7 @@ from typing_extensions import Buffer
 
 from snapd.blocks.keys import U8
 
-_POINTER_MAX = 2**64 - 1
+POINTER_MAX = 2**64 - 1
 _READ = 0x100
 """PyBUF_READ of CPython's buffer interface."""
 
@@ -40,6 +40,23 @@ checksum: Callable[[Buffer], int] = xxhash.xxh3_64_intdigest
 def checksum_memory(address: int, size: int) -> int:
     """XXH3-64 of `size` bytes at `address`."""
     return checksum(_memory_view(address, size, _READ))
+
+
+class PartsHasher:
+    """XXH3-64 of bytes that lie apart, one part after another."""
+
+    def __init__(self) -> None:
+        self._state = xxhash.xxh3_64()
+
+    def update(self, address: int, size: int) -> None:
+        """The next part; releases the GIL for long ones."""
+        self._state.update(_memory_view(address, size, _READ))
+
+    def finish(self) -> int:
+        """The checksum of what came since the last one."""
+        value: int = self._state.intdigest()
+        self._state.reset()
+        return value
 
 
 def address_of(array: npt.NDArray[Any]) -> int:
@@ -66,7 +83,7 @@ def as_unsigned(value: Any, name: str) -> int:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an int, not {type(value).__name__}") from None
-    if not 0 <= number <= _POINTER_MAX:
+    if not 0 <= number <= POINTER_MAX:
         raise TypeError(f"{name} must be from 0 to 2**64 - 1, not {number}")
     return number
 
@@ -78,7 +95,7 @@ def as_unsigned_list(values: Sequence[Any], name: str) -> list[int]:
     except TypeError:
         numbers = []
     if len(numbers) == len(values) and (
-        not numbers or (min(numbers) >= 0 and max(numbers) <= _POINTER_MAX)
+        not numbers or (min(numbers) >= 0 and max(numbers) <= POINTER_MAX)
     ):
         return numbers
     return [as_unsigned(value, name) for value in values]

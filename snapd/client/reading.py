@@ -119,9 +119,10 @@ def _deliver(link: StoreLink, found: _Found, delivery: Delivery, result: I64) ->
     targets = delivery.destinations
     wanted = [delivery.first_row + row for row in found.rows.tolist()]
     sizes = found.sizes.tolist()
-    if small := targets.too_small(wanted, sizes):
-        result[found.rows[small]] = ReturnCode.INVALID_PARAMS
-        return _deliver(link, found.without(small), delivery, result)
+    if refused := targets.refused(wanted, sizes):
+        positions = list(refused)
+        result[found.rows[positions]] = list(refused.values())
+        return _deliver(link, found.without(positions), delivery, result)
     before = link.segment.holds(found.slots, found.sequences)
     addresses = link.segment.addresses(found.offsets, found.sizes)
     copies = targets.deliver(wanted, addresses, sizes)

@@ -21,10 +21,11 @@ from snapd.blocks.keys import I64
 from snapd.client.arguments import SetupArguments, as_sequence, encode_key, encode_keys_of
 from snapd.client.link import LinkOptions
 from snapd.client.memory import BufferRegistry, as_bytes_array, as_unsigned, as_unsigned_list
+from snapd.client.parts import PartDestinations, Parts, PartSources
 from snapd.client.replicate import ReplicateConfig, SoftPinAction
 from snapd.client.requests import PutOptions
 from snapd.client.session import ClientSession
-from snapd.client.transfer import BytesDestinations, PointerDestinations, Sources
+from snapd.client.transfer import BytesDestinations, PointerDestinations, PointerSources, Sources
 from snapd.client.unsupported import missing_attribute
 from snapd.config import load_settings
 from snapd.config.logs import event
@@ -135,7 +136,7 @@ class MooncakeDistributedStore:
         arrays = [as_bytes_array(value) for value in contents]
         if not all(map(len, arrays)):
             return _INVALID_PARAMS
-        codes = self._put(names, Sources.of_arrays(arrays), config, upsert=False)
+        codes = self._put(names, PointerSources.of_arrays(arrays), config, upsert=False)
         return next((code for code in codes if code != _OK), _OK)
 
     def upsert(self, key: str, value: Buffer, config: ReplicateConfig = _DEFAULT_CONFIG) -> int:
@@ -198,7 +199,7 @@ class MooncakeDistributedStore:
         names, pointers, lengths = _memory_batch(keys, buffer_ptrs, sizes)
         if not len(names) == len(pointers) == len(lengths):
             return [_INVALID_PARAMS] * len(names)
-        return self._put(names, Sources(pointers, lengths), config, upsert=False)
+        return self._put(names, PointerSources(pointers, lengths), config, upsert=False)
 
     def batch_get_into(
         self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]
@@ -212,6 +213,41 @@ class MooncakeDistributedStore:
             capacities = [lengths[row] for row in rows]
             destinations = PointerDestinations([pointers[row] for row in rows], capacities)
             return session.get([names[row] for row in rows], destinations, capacities)
+
+        return self._ask(names, read, _NOT_FOUND)
+
+    def batch_put_from_multi_buffers(
+        self,
+        keys: list[str],
+        all_buffer_ptrs: list[list[int]],
+        all_sizes: list[list[int]],
+        config: ReplicateConfig = _DEFAULT_CONFIG,
+    ) -> list[int]:
+        """`batch_put_from` of blocks whose bytes lie in several places each, in that order.
+
+        INVALID_PARAMS for all when any block's lists differ in length."""
+        names, parts = encode_keys_of(keys), Parts.of_lists(all_buffer_ptrs, all_sizes)
+        if parts is None or len(parts) != len(names) or not parts.even:
+            return [_INVALID_PARAMS] * len(names)
+        return self._put(names, PartSources(parts, range(len(parts))), config, upsert=False)
+
+    def batch_get_into_multi_buffers(
+        self,
+        keys: list[str],
+        all_buffer_ptrs: list[list[int]],
+        all_sizes: list[list[int]],
+        prefer_alloc_in_same_node: bool = False,
+    ) -> list[int]:
+        """`batch_get_into` of blocks that go to several places each, in that order; together they
+        have the value's size: INVALID_PARAMS when they are smaller, TRANSFER_FAIL when larger.
+        There is one replica, so `prefer_alloc_in_same_node` has no effect."""
+        names, parts = encode_keys_of(keys), Parts.of_lists(all_buffer_ptrs, all_sizes)
+        if parts is None or len(parts) != len(names):
+            return [_INVALID_PARAMS] * len(names)
+
+        def read(session: ClientSession, rows: Sequence[int]) -> I64:
+            capacities = [parts.sizes[row] for row in rows]
+            return session.get(_pick(names, rows), PartDestinations(parts, rows), capacities)
 
         return self._ask(names, read, _NOT_FOUND)
 
@@ -290,7 +326,7 @@ class MooncakeDistributedStore:
         return _OK
 
     def _put_value(self, key: Any, value: Any, config: ReplicateConfig, *, upsert: bool) -> int:
-        sources = Sources.of_arrays([as_bytes_array(value)])
+        sources = PointerSources.of_arrays([as_bytes_array(value)])
         return self._put([encode_key(key)], sources, config, upsert=upsert)[0]
 
     def _put(
@@ -301,9 +337,8 @@ class MooncakeDistributedStore:
         if session is None:
             return [_INVALID_PARAMS] * len(names)
         rows = _usable_rows(names)
-        if len(rows) < len(names) or 0 in sources.sizes or 0 in sources.addresses:
-            pairs = list(zip(sources.addresses, sources.sizes, strict=True))
-            rows = [row for row in rows if all(pairs[row])]
+        if unusable := sources.unusable():
+            rows = [row for row in rows if row not in unusable]
         codes = session.put(_pick(names, rows), sources.take(rows), options)
         codes[codes == _ALREADY_EXISTS] = _OK
         refused = [_INVALID_KEY if len(n) > KEY_BYTES_MAX else _INVALID_PARAMS for n in names]

@@ -17,27 +17,21 @@ from snapd.client.memory import (
     fill_memory,
 )
 from snapd.formats.segment import DATA_UNIT_BYTES
+from snapd.wire.codes import ReturnCode
 
 
-class Sources:
-    """n blocks to put: `addresses` and `sizes` (bytes), and what keeps their memory alive."""
+class Sources(Protocol):
+    """n blocks to put."""
 
-    def __init__(self, addresses: Sequence[int], sizes: Sequence[int], keep: Any = None) -> None:
-        self.addresses = addresses
-        self.sizes = sizes
-        self._keep = keep
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Bytes of each block."""
 
-    @classmethod
-    def of_arrays(cls, arrays: Sequence[U8]) -> Sources:
-        """The bytes of these arrays, uint8 [bytes] each."""
-        return cls([address_of(array) for array in arrays], [len(a) for a in arrays], arrays)
+    def unusable(self) -> set[int]:
+        """Rows whose memory cannot be a block: nothing in it, or a null pointer."""
 
     def take(self, rows: Sequence[int]) -> Sources:
         """The sources of `rows`, which ascend."""
-        if len(rows) == len(self.sizes):
-            return self
-        addresses, sizes = self.addresses, self.sizes
-        return Sources([addresses[r] for r in rows], [sizes[r] for r in rows], self._keep)
 
     def copy_to(self, targets: Sequence[int]) -> U64:
         """Copy each block to its target address; returns checksums, uint64 [n].
@@ -46,21 +40,58 @@ class Sources:
         gets: should the source change under the copy, the block fails its first verification and
         is a miss. The rest of the last unit is zeroed, so that no older bytes go to disk with it.
         """
+
+
+class PointerSources:
+    """Blocks at `addresses` of `sizes` (bytes), and what keeps their memory alive."""
+
+    def __init__(self, addresses: Sequence[int], sizes: Sequence[int], keep: Any = None) -> None:
+        self._addresses = addresses
+        self.sizes = sizes
+        self._keep = keep
+
+    @classmethod
+    def of_arrays(cls, arrays: Sequence[U8]) -> PointerSources:
+        """The bytes of these arrays, uint8 [bytes] each."""
+        return cls([address_of(array) for array in arrays], [len(a) for a in arrays], arrays)
+
+    def unusable(self) -> set[int]:
+        """See `Sources`."""
+        if 0 not in self.sizes and 0 not in self._addresses:
+            return set()
+        pairs = enumerate(zip(self._addresses, self.sizes, strict=True))
+        return {row for row, pair in pairs if not all(pair)}
+
+    def take(self, rows: Sequence[int]) -> PointerSources:
+        """See `Sources`."""
+        if len(rows) == len(self.sizes):
+            return self
+        addresses, sizes = self._addresses, self.sizes
+        return PointerSources([addresses[r] for r in rows], [sizes[r] for r in rows], self._keep)
+
+    def copy_to(self, targets: Sequence[int]) -> U64:
+        """See `Sources`."""
         checksums = []
-        blocks = zip(targets, self.addresses, self.sizes, strict=True)
+        blocks = zip(targets, self._addresses, self.sizes, strict=True)
         for target, source, size in blocks:
             checksums.append(checksum_memory(source, size))
             copy_memory(target, source, size)
-            if size % DATA_UNIT_BYTES:
-                fill_memory(target + size, 0, -size % DATA_UNIT_BYTES)
+            clear_tail(target, size)
         return np.array(checksums, np.uint64)
+
+
+def clear_tail(target: int, size: int) -> None:
+    """Zero the rest of the last unit of a block of `size` bytes at `target`."""
+    if size % DATA_UNIT_BYTES:
+        fill_memory(target + size, 0, -size % DATA_UNIT_BYTES)
 
 
 class Destinations(Protocol):
     """Where blocks go, by row."""
 
-    def too_small(self, rows: Sequence[int], sizes: Sequence[int]) -> list[int]:
-        """Positions in `rows` whose block, of that many bytes, cannot be delivered."""
+    def refused(self, rows: Sequence[int], sizes: Sequence[int]) -> dict[int, ReturnCode]:
+        """Which of `rows`, by position, cannot take a block of that many bytes, and the code to
+        say so with; before anything is copied."""
 
     def deliver(self, rows: Sequence[int], sources: Sequence[int], sizes: Sequence[int]) -> U64:
         """Copy blocks from their addresses in the mapping; XXH3-64 of each copy, uint64 [m]."""
@@ -76,14 +107,14 @@ class PointerDestinations:
         self._addresses = addresses
         self._capacities = capacities
 
-    def too_small(self, rows: Sequence[int], sizes: Sequence[int]) -> list[int]:
-        """See `Destinations`."""
+    def refused(self, rows: Sequence[int], sizes: Sequence[int]) -> dict[int, ReturnCode]:
+        """See `Destinations`: what is too small, and null pointers."""
         addresses, capacities = self._addresses, self._capacities
-        return [
-            at
+        return {
+            at: ReturnCode.INVALID_PARAMS
             for at, (row, size) in enumerate(zip(rows, sizes, strict=True))
             if size > capacities[row] or addresses[row] == 0
-        ]
+        }
 
     def deliver(self, rows: Sequence[int], sources: Sequence[int], sizes: Sequence[int]) -> U64:
         """See `Destinations`."""
@@ -104,9 +135,9 @@ class BytesDestinations:
     def __init__(self, count: int) -> None:
         self.values = [b""] * count
 
-    def too_small(self, rows: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    def refused(self, rows: Sequence[int], sizes: Sequence[int]) -> dict[int, ReturnCode]:
         """See `Destinations`: everything fits."""
-        return []
+        return {}
 
     def deliver(self, rows: Sequence[int], sources: Sequence[int], sizes: Sequence[int]) -> U64:
         """See `Destinations`."""

@@ -22,7 +22,7 @@ from snapd.client.link import LinkOptions
 from snapd.client.mapped import MappedSegment
 from snapd.client.requests import PutOptions
 from snapd.client.session import ClientSession
-from snapd.client.transfer import BytesDestinations, Sources
+from snapd.client.transfer import BytesDestinations, PointerSources
 from snapd.errors import ProtocolError
 from snapd.formats.segment import HEADER_BYTES, decode_header
 from snapd.segment.locks import first_held
@@ -321,7 +321,7 @@ def test_a_scribbled_block_is_an_error_code_of_get_into(
 def test_reads_that_were_not_believed_are_counted(store: StoreProcess) -> None:
     session = session_of(store)
     block = np.frombuffer(content("k"), np.uint8)
-    assert session.put([b"k"], Sources.of_arrays([block]), PutOptions()).tolist() == [0]
+    assert session.put([b"k"], PointerSources.of_arrays([block]), PutOptions()).tolist() == [0]
     scribble(store, "k")
     assert session.get([b"k"], BytesDestinations(1))[0] < 0
     assert (session.counters.corrupt, session.counters.moved) == (1, 0)

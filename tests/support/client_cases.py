@@ -85,6 +85,7 @@ def config(**values: Any) -> tuple[str, dict[str, Any]]:
 
 FIRST_WINS = "a put never replaces bytes, not even within one batch"
 NO_SESSION = "an error code, where the wheel dereferences a null pointer"
+CODE_FOR_EACH = "a code for each key"
 TRUNCATES = "the wheel takes the number of items for the number of bytes"
 NO_EMPTY_BYTES = "no value for no key"
 KEY_LIMIT = "a key has at most 1024 bytes, so that a slot's length field and one page hold it"
@@ -363,6 +364,122 @@ CASES = (
         ),
     ),
     Case(
+        "blocks in several places",
+        (
+            call("fill", "a", 0, bytes(range(64)), gives=None),
+            call(
+                "batch_put_from_multi_buffers",
+                ["k", "j"],
+                [[At("a"), At("a", 10)], [At("a", 20)]],
+                [[4, 4], [8]],
+                gives=[0, 0],
+            ),
+            call("get", "k", gives=b"\0\1\2\3\x0a\x0b\x0c\x0d"),
+            call("get", "j", gives=bytes(range(20, 28))),
+            call("batch_put_from_multi_buffers", ["k"], [[At("a", 1)]], [[4]], gives=[0]),
+            call("get_size", "k", gives=8),
+            call(
+                "batch_get_into_multi_buffers",
+                ["k", "j"],
+                [[At("b"), At("b", 10)], [At("b", 20)]],
+                [[3, 5], [8]],
+                gives=[8, 8],
+            ),
+            call("read", "b", 0, 4, gives=b"\0\1\2\0"),
+            call("read", "b", 10, 6, gives=b"\3\x0a\x0b\x0c\x0d\0"),
+            call("read", "b", 20, 9, gives=bytes(range(20, 28)) + b"\0"),
+            call(
+                "batch_get_into_multi_buffers",
+                ["k"] * 4,
+                [[At("b", 100)], [At("b", 100)], [At("b", 100)], []],
+                [[7], [9], [100], []],
+                gives=[-600, -800, -800, -600],
+            ),
+            call("read", "b", 100, 8, gives=bytes(8)),
+            call(
+                "batch_get_into_multi_buffers",
+                ["k", "gone", ""],
+                [[At("b"), At("b", 50), At("b", 60)], [At("b")], [At("b")]],
+                [[4, 0, 4], [8], [8]],
+                gives=[8, -704, -704],
+            ),
+            call("read", "b", 60, 5, gives=b"\x0a\x0b\x0c\x0d\0"),
+            call("batch_get_into_multi_buffers", ["k"], [[At("b")]], [[8]], True, gives=[8]),
+            call(
+                "batch_get_into_multi_buffers",
+                keys=["k"],
+                all_buffer_ptrs=[[0]],
+                all_sizes=[[8]],
+                prefer_alloc_in_same_node=False,
+                gives=[-600],
+                wheel=[8],
+                why=NULL_POINTER,
+            ),
+            call(
+                "batch_put_from_multi_buffers",
+                ["none", "zero", "zeros", "ok", ""],
+                [[], [At("a")], [At("a")] * 2, [At("a")] * 2, [At("a")]],
+                [[], [0], [0, 0], [4, 0], [4]],
+                gives=[-600, -600, -600, 0, -600],
+            ),
+            call(
+                "batch_put_from_multi_buffers",
+                ["uneven", "even"],
+                [[At("a")] * 2, [At("a")]],
+                [[4], [4]],
+                gives=[-600, -600],
+            ),
+            call(
+                "batch_put_from_multi_buffers",
+                ["null"],
+                [[At("a"), 0]],
+                [[4, 4]],
+                gives=[-600],
+                wheel=[0],
+                why=NULL_POINTER,
+            ),
+            call("get", "ok", gives=bytes(range(4))),
+            call("batch_put_from_multi_buffers", ["c"], [[At("a")]], [[4]], config(), gives=[0]),
+            call("batch_put_from_multi_buffers", ["n"], [[At("a")]], [[4]], None, gives=TYPE_ERROR),
+        ),
+    ),
+    Case(
+        "kinds of lists of places",
+        (
+            call("batch_put_from_multi_buffers", [], [], [], gives=[]),
+            call("batch_get_into_multi_buffers", [], [], [], gives=[]),
+            call(
+                "batch_put_from_multi_buffers", ["k", "j"], [[At("a")]], [[4]] * 2, gives=[-600] * 2
+            ),
+            call(
+                "batch_put_from_multi_buffers", ["k", "j"], [[At("a")]] * 2, [[4]], gives=[-600] * 2
+            ),
+            call("batch_put_from_multi_buffers", ["k"], [[At("a")]] * 2, [[4]] * 2, gives=[-600]),
+            call(
+                "batch_get_into_multi_buffers", ["k", "j"], [[At("a")]], [[4]] * 2, gives=[-600] * 2
+            ),
+            call(
+                "batch_get_into_multi_buffers", ["k", "j"], [[At("a")]] * 2, [[4]], gives=[-600] * 2
+            ),
+            call("batch_put_from_multi_buffers", "k", [[At("a")]], [[4]], gives=TYPE_ERROR),
+            call("batch_put_from_multi_buffers", ["k"], [At("a")], [[4]], gives=TYPE_ERROR),
+            call("batch_put_from_multi_buffers", ["k"], [[At("a")]], [4], gives=TYPE_ERROR),
+            call("batch_put_from_multi_buffers", ["k"], [[-1]], [[4]], gives=TYPE_ERROR),
+            call("batch_put_from_multi_buffers", ["k"], [[At("a")]], [[4.0]], gives=TYPE_ERROR),
+            call("batch_put_from_multi_buffers", ["k"], ["a"], [[4]], gives=TYPE_ERROR),
+            call("batch_put_from_multi_buffers", ["k"], None, [[4]], gives=TYPE_ERROR),
+            call("is_exist", "k", gives=0),
+            call(
+                "batch_put_from_multi_buffers",
+                ("k",),
+                ((At("a"), At("a", 4)),),
+                np.array([[4, 4]]),
+                gives=[0],
+            ),
+            call("get_size", "k", gives=8),
+        ),
+    ),
+    Case(
         "upsert",
         (
             call("upsert", "k", b"one", gives=0),
@@ -486,6 +603,24 @@ CASES = (
             call(
                 "batch_get_into", ["k"], [At("a")], [1], gives=[-600], wheel=CRASH, why=NO_SESSION
             ),
+            call(
+                "batch_put_from_multi_buffers",
+                ["k"],
+                [[At("a")]],
+                [[1]],
+                gives=[-600],
+                wheel=[],
+                why=CODE_FOR_EACH,
+            ),
+            call(
+                "batch_get_into_multi_buffers",
+                ["k"],
+                [[At("a")]],
+                [[1]],
+                gives=[-600],
+                wheel=CRASH,
+                why=NO_SESSION,
+            ),
             call("remove", "k", gives=-600, wheel=CRASH, why=NO_SESSION),
             call("batch_remove", ["k", "j"], gives=[-600] * 2, wheel=CRASH, why=NO_SESSION),
             call("remove_all", gives=-600, wheel=CRASH, why=NO_SESSION),
@@ -543,6 +678,12 @@ CASES = (
 `host_has_port` are steps of the driver, not methods of the client."""
 
 SEEN_APART = (
+    (
+        "batch_get_into_multi_buffers with more buffers than sizes, or fewer",
+        "-600",
+        "reads past the end of a list",
+        "lists of different lengths are an error",
+    ),
     (
         "get_batch of a key that is named twice",
         "its bytes, twice",

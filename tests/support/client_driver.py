@@ -44,6 +44,8 @@ class World:
             return [self.resolve(item) for item in argument]
         if isinstance(argument, tuple) and argument[:1] == ("ReplicateConfig",):
             return self.make_config(argument[1])
+        if isinstance(argument, tuple):
+            return tuple(self.resolve(item) for item in argument)
         return argument
 
     def make_config(self, values: dict[str, Any]) -> Any:

@@ -17,12 +17,12 @@ from snapd.blocks.keys import U64
 from snapd.client.link import LinkOptions
 from snapd.client.requests import PutOptions
 from snapd.client.session import ClientSession
-from snapd.client.transfer import Sources
+from snapd.client.transfer import PointerSources
 
 FILL = 0x5A
 
 
-class StalledSources(Sources):
+class StalledSources(PointerSources):
     """Copies one half, waits, and copies everything; waits only once."""
 
     stalled = False
@@ -31,12 +31,12 @@ class StalledSources(Sources):
         if not self.stalled:
             self.stalled = True
             half = [size // 2 for size in self.sizes]
-            Sources(self.addresses, half).copy_to(targets)
+            PointerSources(self._addresses, half).copy_to(targets)
             print("copying", flush=True)
             sys.stdin.readline()
         return super().copy_to(targets)
 
-    def take(self, rows: Sequence[int]) -> Sources:
+    def take(self, rows: Sequence[int]) -> PointerSources:
         return self
 
 

@@ -29,9 +29,10 @@ from snapd.client.memory import (
     checksum_memory,
 )
 from snapd.client.names import encode_names, split_batch
-from snapd.client.transfer import BytesDestinations, PointerDestinations, Sources
+from snapd.client.transfer import BytesDestinations, PointerDestinations, PointerSources
 from snapd.client.unsupported import SUPPORTED_METHODS, UNSUPPORTED_METHODS
 from snapd.errors import SettingError, SnapdError
+from snapd.wire.codes import ReturnCode
 from snapd.wire.framing import encode_frame
 from snapd.wire.messages import (
     Codes,
@@ -177,7 +178,7 @@ def test_the_registry_refuses_what_overlaps() -> None:
 def test_sources_are_copied_hashed_and_padded_with_zeros() -> None:
     target = np.full(3 * 4096, 0xEE, np.uint8)
     arrays = [np.frombuffer(b"abc", np.uint8), np.full(4096, 7, np.uint8)]
-    sources = Sources.of_arrays(arrays)
+    sources = PointerSources.of_arrays(arrays)
     base = target.ctypes.data
     checksums = sources.take([0, 1]).copy_to([base, base + 4096])
     assert checksums.tolist() == [xxhash.xxh3_64_intdigest(array.tobytes()) for array in arrays]
@@ -191,7 +192,8 @@ def test_pointer_destinations_say_what_does_not_fit() -> None:
     target = np.zeros(16, np.uint8)
     address = target.ctypes.data
     destinations = PointerDestinations([address, address + 8, 0], [8, 8, 8])
-    assert destinations.too_small([0, 1, 2], [8, 9, 1]) == [1, 2]
+    refused = destinations.refused([0, 1, 2], [8, 9, 1])
+    assert refused == dict.fromkeys([1, 2], ReturnCode.INVALID_PARAMS)
     source = np.arange(8, dtype=np.uint8)
     checksums = destinations.deliver([1], [source.ctypes.data], [8])
     assert checksums[0] == checksum_memory(address + 8, 8)
