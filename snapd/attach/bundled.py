@@ -13,11 +13,13 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from snapd.attach.labels import LabelIds
 from snapd.attach.port import I32, Changes, Fill, Registered, Scan
 from snapd.blocks import KEY_BYTES_MAX, BlockTable, KeyColumn
 from snapd.blocks.keys import I64, U64, Bools
+from snapd.blocks.labels import LABEL_LENGTH_MAX
 from snapd.blocks.table import F32, U32
-from snapd.errors import CorruptError, ProtocolError, SnapdError
+from snapd.errors import CorruptError, ProtocolError, SnapdError, StoreUnavailableError
 from snapd.formats.segment import (
     DATA_UNIT_BYTES,
     HEADER_BYTES,
@@ -42,6 +44,8 @@ from snapd.wire.messages import (
     FillEnd,
     FillStart,
     KeyBatch,
+    Labels,
+    LabelsOf,
     LoadWait,
     Message,
     PinBlocks,
@@ -75,9 +79,10 @@ _COURTESY_SECONDS = 2.0
 class BundledSource:
     """A `Source` over a mapped segment; `connection` may have broken, or be None."""
 
-    def __init__(self, view: SegmentView, connection: Connection | None) -> None:
+    def __init__(self, view: SegmentView, connection: Connection | None, labels: LabelIds) -> None:
         self._view = view
         self._connection = connection
+        self._labels = labels
 
     def refresh(self) -> None:
         """The slot table is always up to date."""
@@ -159,6 +164,16 @@ class BundledSource:
             agreed[:] = False
         return agreed
 
+    def _texts_of(self, numbers: list[int]) -> list[str]:
+        """An `AskStore`."""
+        if self._connection is None or self._connection.closed:
+            raise StoreUnavailableError("the store is away")
+        request = LabelsOf(np.array(numbers, np.uint64).tobytes())
+        texts = self._connection.call(request, Labels, _COURTESY_SECONDS).texts
+        if len(texts) != len(numbers) or max(map(len, texts), default=0) > LABEL_LENGTH_MAX:
+            raise ProtocolError("the store's labels are not those that were asked for")
+        return texts
+
     def _describe(self, rows: I64) -> BlockTable:
         slots, keys, good = self._view.read_blocks(rows)
         good &= (slots["state"] == SlotState.PUBLISHED) | (slots["state"] == SlotState.COLD)
@@ -173,7 +188,7 @@ class BundledSource:
             size=slots["size"],
             stored_size=slots["size"],
             checksum=slots["checksum"],
-            fingerprint=slots["fingerprint"],
+            fingerprint=self._labels.of(keys, self._texts_of),
             group=slots["group"],
             pin=slots["pin"],
             parent=self._view.heat["parent"][rows],
@@ -292,7 +307,6 @@ class BundledSink:
             key_hashes=table.key_hash.tobytes(),
             sizes=table.size.tobytes(),
             checksums=table.checksum.tobytes(),
-            fingerprints=table.fingerprint.tobytes(),
             groups=table.group.tobytes(),
             pins=table.pin.tobytes(),
             heats=table.heat.tobytes(),

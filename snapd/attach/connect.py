@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from snapd import __version__
 from snapd.attach.bundled import BundledFeed, BundledRemover, BundledSink, BundledSource
+from snapd.attach.labels import LabelIds
 from snapd.attach.port import AttachedStore, Feed, Remover, Sink, Source
 from snapd.errors import SnapdError, StoreUnavailableError
 from snapd.plans.residency import Residency
@@ -42,6 +43,7 @@ class BundledStore:
     StoreUnavailableError when the store is away or is another one by now."""
     control: Connection
     """For `stats`; of the thread that attached."""
+    labels: LabelIds
     _sinks: weakref.WeakSet[BundledSink] = field(default_factory=weakref.WeakSet)
 
     @property
@@ -63,8 +65,8 @@ class BundledStore:
         try:
             connection, _ = self.connect()
         except SnapdError:
-            return BundledSource(self.view, None)
-        return BundledSource(self.view, connection)
+            return BundledSource(self.view, None, self.labels)
+        return BundledSource(self.view, connection, self.labels)
 
     def sink(self) -> Sink:
         """A sink. Raises as `connect` does."""
@@ -103,8 +105,10 @@ class BundledStore:
 class BundledConnector:
     """Attaches to whichever store listens at `path`, as one daemon whatever the connections."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, labels: LabelIds) -> None:
+        """`labels` are those of the repository that blocks go to."""
         self.path = path
+        self._labels = labels
         self._daemon_id = secrets.token_bytes(16)
 
     def attach(self, previous: AttachedStore | None) -> BundledStore:
@@ -139,6 +143,7 @@ class BundledConnector:
             version=hello.version,
             connect=connect,
             control=connection,
+            labels=self._labels,
         )
 
     def _connect(self) -> tuple[Connection, HelloReply, int]:

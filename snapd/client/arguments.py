@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,14 @@ class SetupArguments:
     tenant_id: str = "default"
     enable_client_http_server: bool = False
     client_http_port: int = 9300
+    fingerprint: str | None = field(default=None, kw_only=True)
+    """Not the wheel's: the label of what is put and found; None is the setting."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, kinds = getattr(self, field.name), _TYPES[str(field.type)]
+        for one in fields(self):
+            value, kinds = getattr(self, one.name), _TYPES[str(one.type)]
             if not isinstance(value, kinds):
-                raise TypeError(f"setup: {field.name} must be {field.type}, not {value!r}")
+                raise TypeError(f"setup: {one.name} must be {one.type}, not {value!r}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SetupArguments:
@@ -84,9 +86,9 @@ class SetupArguments:
             if name not in config:
                 raise SettingError(f"setup: the configuration has no {name!r}")
         values: dict[str, Any] = dict(_CONFIG_DEFAULTS)
-        for field in fields(cls):
-            if field.name in config:
-                values[field.name] = _parse(field.name, str(field.type), config[field.name])
+        for one in fields(cls):
+            if one.name in config:
+                values[one.name] = _parse(one.name, str(one.type), config[one.name])
         return cls(**values)
 
     def socket_path(self, runtime_dir: str) -> str:
@@ -106,6 +108,7 @@ class SetupArguments:
 
 _TYPES: dict[str, Any] = {
     "str": str,
+    "str | None": str | None,
     "int": int | np.integer,
     "bool": bool | np.bool_,
     "object": object,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
+from snapd.blocks.labels import label_tag
 from snapd.client.mapped import MappedSegment
+from snapd.client.names import encode_names
+from snapd.config.logs import event
 from snapd.errors import SegmentError, StoreUnavailableError
 from snapd.wire.connection import Connection, ReplyType
-from snapd.wire.messages import PROTOCOL_VERSION, Hello, HelloReply, Message
+from snapd.wire.messages import PROTOCOL_VERSION, Hello, HelloReply, KeyBatch, Message
 
 REQUEST_SECONDS_MAX = 5.0
 """Deadline of one request, beside what a get is allowed to wait for cold blocks."""
@@ -18,13 +23,51 @@ SegmentLookup = Callable[[str, bytes], MappedSegment]
 """Gives a counted use of the mapping of the segment at a path with an id."""
 
 
+_log = logging.getLogger(__name__)
+
+
+class LabelNotice:
+    """Says once in each life of a store that it has blocks, and none of this client's label."""
+
+    def __init__(self) -> None:
+        self._boot_id = b""
+        self._lock = threading.Lock()
+
+    def look(self, fingerprint: str, hello: HelloReply) -> None:
+        """Look at a greeting; from any thread."""
+        with self._lock:
+            if hello.boot_id == self._boot_id:
+                return
+            self._boot_id = hello.boot_id
+        if hello.label_blocks or not hello.other_blocks:
+            return
+        event(
+            _log,
+            logging.WARNING,
+            "the store has no blocks of this fingerprint, only of others: their keys are misses",
+            fingerprint=fingerprint or "none",
+            other_blocks=hello.other_blocks,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class LinkOptions:
-    """How to connect: path of the socket, label of what is put, seconds to wait for cold blocks."""
+    """How to connect: path of the socket, label of what is put and found, seconds to wait for cold
+    blocks."""
 
     socket_path: str
     fingerprint: str
     get_wait_seconds: float
+    notice: LabelNotice = field(default_factory=LabelNotice, compare=False)
+
+    def relabelled(self, fingerprint: str) -> LinkOptions:
+        """The same under another label."""
+        return LinkOptions(self.socket_path, fingerprint, self.get_wait_seconds)
+
+    @property
+    def tag(self) -> bytes:
+        """What keys have behind them on their way to the store."""
+        return label_tag(self.fingerprint)
 
 
 class StoreLink:
@@ -34,11 +77,13 @@ class StoreLink:
         """Connect and map. Raises StoreUnavailableError, ProtocolError, RequestFailedError, and
         SegmentError, CorruptError or NewerFormatError when the segment cannot be mapped."""
         self.options = options
+        self._tag = options.tag
         self._connection = Connection(options.socket_path, timeout_seconds)
         self._holds_writer = False
         try:
             hello = Hello(PROTOCOL_VERSION, "client", f"client-{os.getpid()}", options.fingerprint)
             self._hello = self._connection.call(hello, HelloReply, timeout_seconds)
+            options.notice.look(options.fingerprint, self._hello)
             self.segment = lookup(self._hello.segment_path, self._hello.segment_id)
         except BaseException:
             self._connection.close()
@@ -52,6 +97,10 @@ class StoreLink:
         Raises what `Connection.call` raises.
         """
         return self._connection.call(request, reply_type, REQUEST_SECONDS_MAX + wait_seconds)
+
+    def encode(self, names: Sequence[bytes]) -> KeyBatch:
+        """Keys of callers as this client's store knows them, see `usable_rows`."""
+        return encode_names(names, self._tag)
 
     def become_writer(self) -> None:
         """Hold this connection's writer lock from now on until `close`; idempotent.

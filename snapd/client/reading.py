@@ -10,7 +10,6 @@ import numpy as np
 
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.client.link import StoreLink
-from snapd.client.names import encode_names
 from snapd.client.transfer import Destinations
 from snapd.wire.codes import ReturnCode
 from snapd.wire.messages import (
@@ -98,7 +97,7 @@ def read_blocks(link: StoreLink, keys: Sequence[bytes], delivery: Delivery) -> I
 def _locate(link: StoreLink, keys: Sequence[bytes], rows: I64, result: I64) -> _Found:
     """Blocks that the store found; the codes of the others are put into `result`."""
     wait_seconds = link.options.get_wait_seconds
-    request = GetStart(encode_names(keys), round(1000 * wait_seconds))
+    request = GetStart(link.encode(keys), round(1000 * wait_seconds))
     located = link.call(request, Located, wait_seconds)
     count = len(keys)
     codes = decode_column(located.codes, np.int32, count)

@@ -11,7 +11,6 @@ import numpy as np
 from snapd.blocks import Pin
 from snapd.blocks.keys import I64, U64
 from snapd.client.link import StoreLink
-from snapd.client.names import encode_names
 from snapd.client.transfer import Sources
 from snapd.errors import ProtocolError, StoreUnavailableError
 from snapd.wire.codes import ReturnCode
@@ -51,12 +50,12 @@ def ping(link: StoreLink) -> int:
 
 def exist(link: StoreLink, keys: Sequence[bytes]) -> I64:
     """1, 0 or a negative code for each key, int64 [n]."""
-    return _decode_codes(link.call(Exist(encode_names(keys)), Codes), len(keys))
+    return _decode_codes(link.call(Exist(link.encode(keys)), Codes), len(keys))
 
 
 def sizes(link: StoreLink, keys: Sequence[bytes]) -> I64:
     """Bytes or a negative code for each key, int64 [n]."""
-    located = link.call(Query(encode_names(keys)), Located)
+    located = link.call(Query(link.encode(keys)), Located)
     codes = decode_column(located.codes, np.int32, len(keys)).astype(np.int64)
     found = decode_column(located.sizes, np.uint64, len(keys)).astype(np.int64)
     result: I64 = np.where(codes == ReturnCode.OK, found, codes)
@@ -65,7 +64,7 @@ def sizes(link: StoreLink, keys: Sequence[bytes]) -> I64:
 
 def remove(link: StoreLink, keys: Sequence[bytes], *, force: bool) -> I64:
     """0 or a negative code for each key, int64 [n]."""
-    return _decode_codes(link.call(Remove(encode_names(keys), force), Codes), len(keys))
+    return _decode_codes(link.call(Remove(link.encode(keys), force), Codes), len(keys))
 
 
 def remove_all(link: StoreLink, *, force: bool) -> int:
@@ -83,7 +82,7 @@ def put(link: StoreLink, keys: Sequence[bytes], sources: Sources, options: PutOp
     link.become_writer()
     lengths: U64 = np.array(sources.sizes, np.uint64)
     request = PutStart(
-        encode_names(keys),
+        link.encode(keys),
         lengths.tobytes(),
         options.upsert,
         int(options.pin),

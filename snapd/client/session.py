@@ -10,7 +10,7 @@ import numpy as np
 from snapd.blocks.keys import I64
 from snapd.client import requests
 from snapd.client.link import LinkOptions, StoreLink
-from snapd.client.names import split_batch
+from snapd.client.names import split_batch, usable_rows
 from snapd.client.pool import LinkPool
 from snapd.client.reading import Delivery, ReadCounters, read_blocks
 from snapd.client.requests import PutOptions
@@ -27,15 +27,21 @@ KeyRequest = Callable[[StoreLink, Sequence[bytes]], I64]
 
 
 class ClientSession:
-    """Safe for use by many threads. Keys are 1 to `KEY_BYTES_MAX` bytes.
+    """Safe for use by many threads. Keys are those that `usable_rows` chooses.
 
     Nothing here raises because the store is away or refuses: the rows concerned get its code, or
     `RPC_FAIL` where there was no answer. Batches of any length are cut into requests.
     """
 
     def __init__(self, options: LinkOptions) -> None:
+        self.options = options
         self._pool = LinkPool(options)
+        self._tag = options.tag
         self.counters = ReadCounters()
+
+    def usable_rows(self, names: Sequence[bytes]) -> Sequence[int]:
+        """Rows of the keys that this client can name, see `snapd.client.names.usable_rows`."""
+        return usable_rows(names, self._tag)
 
     def ping(self) -> int:
         """0 when the store answers, else a negative code."""

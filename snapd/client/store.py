@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from typing_extensions import Buffer
 
-from snapd.blocks import KEY_BYTES_MAX, Pin
+from snapd.blocks import Pin
 from snapd.blocks.keys import I64
+from snapd.blocks.labels import LABEL_LENGTH_MAX
 from snapd.client.arguments import SetupArguments, as_sequence, encode_key, encode_keys_of
 from snapd.client.link import LinkOptions
 from snapd.client.memory import BufferRegistry, as_bytes_array, as_unsigned, as_unsigned_list
@@ -76,6 +77,8 @@ class MooncakeDistributedStore:
         tenant_id: str = "default",
         enable_client_http_server: bool = False,
         client_http_port: int = 9300,
+        *,
+        fingerprint: str | None = None,
     ) -> int: ...
 
     @overload
@@ -87,6 +90,10 @@ class MooncakeDistributedStore:
 
         The store is found by `master_server_addr` `unix:<path>`, of its runtime directory or its
         socket, else by the setting `runtime_dir`. What only a network store needs is ignored.
+
+        `fingerprint`, the wheel has none, is the label under which this client puts and finds
+        keys (model, dtype, layout, weights), None the setting of that name: see
+        `docs/fingerprints.md`.
         """
         config = kwargs["config"] if kwargs.keys() == {"config"} and not args else None
         if config is None and len(args) == 1 and not kwargs and isinstance(args[0], Mapping):
@@ -101,6 +108,21 @@ class MooncakeDistributedStore:
         except SettingError as error:
             event(_log, logging.ERROR, "setup refused", reason=error)
             return _INVALID_PARAMS
+
+    def set_fingerprint(self, fingerprint: str) -> int:
+        """Put and find keys under another label from now on: after an update of the weights, say.
+        What other threads have begun ends under the old one, or as if the store were away.
+
+        Returns 0; INVALID_PARAMS, and nothing has changed, without `setup` or for a text that is
+        no label; else what `health_check` would say: the label holds then as well.
+        """
+        session = self._session
+        if session is None or not _is_label(fingerprint):
+            return _INVALID_PARAMS
+        end_before = self._end_session
+        self._begin(ClientSession(session.options.relabelled(fingerprint)))
+        end_before()
+        return self.health_check()
 
     def close(self) -> int:
         """End all connections. Returns 0, also when there is nothing to close."""
@@ -152,7 +174,7 @@ class MooncakeDistributedStore:
         """The values, each b"" when there is none."""
         names, session = encode_keys_of(keys), self._session
         values = [b""] * len(names)
-        rows = _usable_rows(names)
+        rows = session.usable_rows(names) if session is not None else []
         if session is None or not rows:
             return values
         destinations = BytesDestinations(len(rows))
@@ -307,9 +329,14 @@ class MooncakeDistributedStore:
                 "keys of several would mix; use a store for each"
             )
         settings = load_settings(None, os.environ)
+        label = arguments.fingerprint if arguments.fingerprint is not None else settings.fingerprint
+        if not _is_label(label):
+            raise SettingError(
+                f"setup: fingerprint is no text of at most {LABEL_LENGTH_MAX} characters"
+            )
         options = LinkOptions(
             arguments.socket_path(settings.runtime_dir),
-            settings.fingerprint,
+            label,
             settings.get_wait_sec,
         )
         event(_log, logging.DEBUG, "ignored what a network store needs", **arguments.ignored())
@@ -320,10 +347,14 @@ class MooncakeDistributedStore:
             session.close()
             event(_log, logging.ERROR, "no store", socket=options.socket_path, code=code)
             return code
-        self._session, self._hostname = session, arguments.local_hostname
+        self._hostname = arguments.local_hostname
         self._buffers = BufferRegistry()
-        self._end_session = weakref.finalize(self, session.close)
+        self._begin(session)
         return _OK
+
+    def _begin(self, session: ClientSession) -> None:
+        """Use this session from now on; it ends with this object."""
+        self._session, self._end_session = session, weakref.finalize(self, session.close)
 
     def _put_value(self, key: Any, value: Any, config: ReplicateConfig, *, upsert: bool) -> int:
         sources = PointerSources.of_arrays([as_bytes_array(value)])
@@ -336,12 +367,14 @@ class MooncakeDistributedStore:
         options, session = _put_options(config, upsert=upsert), self._session
         if session is None:
             return [_INVALID_PARAMS] * len(names)
-        rows = _usable_rows(names)
+        rows = session.usable_rows(names)
+        refused = [_INVALID_PARAMS] * len(names)
+        for row in set(range(len(names))).difference(rows) if len(rows) < len(names) else ():
+            refused[row] = _INVALID_KEY if names[row] else _INVALID_PARAMS
         if unusable := sources.unusable():
             rows = [row for row in rows if row not in unusable]
         codes = session.put(_pick(names, rows), sources.take(rows), options)
         codes[codes == _ALREADY_EXISTS] = _OK
-        refused = [_INVALID_KEY if len(n) > KEY_BYTES_MAX else _INVALID_PARAMS for n in names]
         return _spread(rows, codes, refused)
 
     def _ask(
@@ -354,8 +387,15 @@ class MooncakeDistributedStore:
         session = self._session
         if session is None:
             return [_INVALID_PARAMS] * len(names)
-        rows = _usable_rows(names)
+        rows = session.usable_rows(names)
         return _spread(rows, question(session, rows), [absent] * len(names))
+
+
+def _is_label(fingerprint: object) -> bool:
+    """Whether this can be a label: text that has UTF-8, and not too much of it."""
+    if not isinstance(fingerprint, str) or len(fingerprint) > LABEL_LENGTH_MAX:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in fingerprint)
 
 
 def _nothing() -> None:
@@ -370,14 +410,6 @@ def _spread(rows: Sequence[int], answers: I64, others: list[int]) -> list[int]:
     for row, value in zip(rows, values, strict=True):
         others[row] = value
     return others
-
-
-def _usable_rows(names: list[bytes]) -> Sequence[int]:
-    """Rows of the keys that a store can hold: 1 to `KEY_BYTES_MAX` bytes."""
-    lengths = list(map(len, names))
-    if names and min(lengths) > 0 and max(lengths) <= KEY_BYTES_MAX:
-        return range(len(names))
-    return [row for row, length in enumerate(lengths) if 0 < length <= KEY_BYTES_MAX]
 
 
 def _pick(names: list[bytes], rows: Sequence[int]) -> list[bytes]:

@@ -39,6 +39,9 @@ upsert_tensor_with_parallelism upsert_tensor_with_parallelism_from
 SUPPORTED_METHODS = frozenset(_SUPPORTED.split())
 """Public methods of the wheel's class that this client has."""
 
+OWN_METHODS = frozenset({"set_fingerprint"})
+"""Public methods of this client that the wheel's class does not have."""
+
 UNSUPPORTED_METHODS = frozenset(_UNSUPPORTED.split())
 """Public methods of the wheel's class that this client does not have."""
 

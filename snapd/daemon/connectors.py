@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from snapd.attach.connect import BundledConnector
+from snapd.attach.labels import LabelIds
 from snapd.attach.mooncake.connect import MooncakeConnector, MooncakeObserver
 from snapd.attach.mooncake.fingerprint import Fingerprints
 from snapd.attach.port import Connector
@@ -19,6 +20,7 @@ _LAST_FLUSH_SECONDS = 10.0
 
 def open_connector(
     settings: Settings,
+    repository: Repository,
     observer: MooncakeObserver,
     flush_soon: Callable[[], Future[None]],
     fingerprints: Fingerprints | None,
@@ -26,7 +28,8 @@ def open_connector(
     """A connector; nothing is asked of a store yet. `flush_soon` is the flusher's, `fingerprints`
     what `open_fingerprints` gave."""
     if fingerprints is None:
-        return BundledConnector(store_socket(settings))
+        labels = LabelIds(lambda: repository.fingerprints, repository.fingerprint)
+        return BundledConnector(store_socket(settings), labels)
     return MooncakeConnector(
         settings,
         observer,

@@ -160,7 +160,7 @@ class Daemon:
         self._keeper = Keeper(
             repository,
             link,
-            open_connector(settings, metrics, self._flusher.flush_soon, fingerprints),
+            open_connector(settings, repository, metrics, self._flusher.flush_soon, fingerprints),
             registrar,
             metrics,
             flush_soon=self._flusher.flush_soon,

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from snapd.blocks import Pin
 from snapd.blocks.keys import I64, U64, Bools
+from snapd.blocks.labels import label_numbers, short_numbers
 from snapd.errors import ProtocolError
 from snapd.formats.segment import DATA_UNIT_BYTES, SlotState, data_units
 from snapd.store.batches import (
@@ -60,7 +61,7 @@ class Cold:
         columns: dict[str, npt.NDArray[Any]] = {
             "size": decode_column(request.sizes, np.uint64, count),
             "checksum": decode_column(request.checksums, np.uint64, count),
-            "fingerprint": decode_column(request.fingerprints, np.uint16, count),
+            "fingerprint": short_numbers(label_numbers(keys.keys)),
             "group": decode_column(request.groups, np.uint32, count),
             "pin": np.minimum(decode_column(request.pins, np.uint8, count), max(Pin)),
         }

@@ -23,6 +23,7 @@ from snapd.store.blocks import BlockStore
 from snapd.store.cold import Cold
 from snapd.store.daemon import DaemonSession
 from snapd.store.events import EventQueue
+from snapd.store.labels import Label, Labels
 from snapd.store.loads import LoadQueue
 from snapd.store.pins import Pins
 from snapd.store.puts import Puts
@@ -52,6 +53,7 @@ class Client:
     writer: int
     role: str
     name: str
+    label: Label
     polls: dict[str, Wait] = field(default_factory=dict)
 
 
@@ -66,6 +68,7 @@ class StoreEngine:
         self._waits = Waits()
         self._daemon = DaemonSession(blocks)
         self._events = EventQueue(blocks)
+        self._labels = Labels(blocks)
         self._loads = LoadQueue()
         self._reads = Reads(blocks, self._daemon)
         self._removals = Removals(blocks, self._daemon, self._events)
@@ -95,7 +98,7 @@ class StoreEngine:
         Raises ProtocolError when the request contradicts itself; the connection is to be closed.
         """
         if isinstance(request, m.Hello):
-            return self._hello(connection, request)
+            return self._hello(connection, request, now)
         client = self._clients.get(connection)
         if client is None:
             raise ProtocolError("the first message of a connection must be hello")
@@ -134,6 +137,7 @@ class StoreEngine:
         if client is None:
             return
         self._pins.lost(connection)
+        self._labels.leave(client.label)
         if self._daemon.is_attached(connection):
             self._loads.asker_lost(connection, self._cold.forget_fills(client.writer))
             if self._daemon.detach(connection):
@@ -196,13 +200,14 @@ class StoreEngine:
             ),
             m.PinBlocks: (_DAEMON_ONLY, lambda c, r, _: self._pins.pin(r, c)),
             m.UnpinBlocks: (_DAEMON_ONLY, lambda c, r, _: self._pins.unpin(r, c)),
+            m.LabelsOf: (_DAEMON_ONLY, lambda _, r, __: self._labels.texts(r)),
             m.EventsWait: (_DAEMON_ONLY, self._events_wait),
         }
 
     def _writer(self, connection: int) -> int:
         return self._clients[connection].writer
 
-    def _hello(self, connection: int, request: m.Hello) -> m.Reply:
+    def _hello(self, connection: int, request: m.Hello, now: float) -> m.Reply:
         if request.protocol != m.PROTOCOL_VERSION:
             return m.Failure(
                 ReturnCode.INVALID_PARAMS,
@@ -210,9 +215,15 @@ class StoreEngine:
             )
         if request.role not in ROLES or connection in self._clients:
             return m.Failure(ReturnCode.INVALID_PARAMS, f"hello of role {request.role!r} refused")
+        label = self._labels.enter(request.fingerprint)
+        if isinstance(label, m.Failure):
+            return label
         segment = self._blocks.segment
         writer = segment.take_writer()
-        self._clients[connection] = Client(writer, request.role, request.name[:NAME_LENGTH_MAX])
+        name = request.name[:NAME_LENGTH_MAX]
+        self._clients[connection] = Client(writer, request.role, name, label)
+        is_client = request.role == "client"
+        own, others = self._labels.count(label, name, now) if is_client else (0, 0)
         return m.HelloReply(
             segment_path=segment.path,
             segment_id=segment.geometry.segment_id,
@@ -221,6 +232,8 @@ class StoreEngine:
             writer_lock_base=segment.geometry.writer_lock_base,
             lease_ms=int(self._blocks.settings.lease_sec * 1000),
             version=self._version,
+            label_blocks=own,
+            other_blocks=others,
         )
 
     def _without_lock(self, connection: int) -> m.Failure | None:
@@ -232,7 +245,8 @@ class StoreEngine:
 
     def _put_start(self, connection: int, request: m.PutStart, now: float) -> m.Reply:
         refusal = self._without_lock(connection)
-        return refusal or self._puts.start(request, self._writer(connection), now)
+        client = self._clients[connection]
+        return refusal or self._puts.start(request, client.writer, now, client.label)
 
     def _put_end(self, connection: int, request: m.PutEnd, now: float) -> m.Reply | None:
         """A put that replaces a block waits until the old version cannot come back."""

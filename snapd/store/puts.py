@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 
 from snapd.blocks.keys import I64, U64, Bools, KeyColumn
+from snapd.blocks.labels import tagged_with
 from snapd.formats.segment import DATA_UNIT_BYTES, SlotState, data_units
 from snapd.store.batches import (
     I32,
@@ -21,6 +22,7 @@ from snapd.store.blocks import SOFT_PIN_SECONDS, BlockStore
 from snapd.store.book import new_records
 from snapd.store.daemon import DaemonSession
 from snapd.store.keys import PaddedKeys
+from snapd.store.labels import UNLABELLED, Label
 from snapd.store.removals import Removals
 from snapd.store.room import Room
 from snapd.wire.codes import ReturnCode
@@ -42,8 +44,11 @@ class Puts:
         self._daemon = daemon
         self._removals = removals
 
-    def start(self, request: PutStart, writer: int, now: float) -> Reserved:
-        """Reserve a slot and an extent for each block. Raises ProtocolError."""
+    def start(
+        self, request: PutStart, writer: int, now: float, label: Label = UNLABELLED
+    ) -> Reserved:
+        """Reserve a slot and an extent for each block. INVALID_KEY for keys that are not of the
+        writer's `label`. Raises ProtocolError."""
         blocks = self._blocks
         keys = padded_keys(request.keys)
         sizes = decode_column(request.sizes, np.uint64, len(keys))
@@ -53,6 +58,7 @@ class Puts:
             codes[self._daemon.serves(found) | ~first_of_key(keys)] = (
                 ReturnCode.OBJECT_ALREADY_EXISTS
             )
+        codes[~tagged_with(keys.keys, label.tag)] = ReturnCode.INVALID_KEY
         codes[sizes == 0] = ReturnCode.INVALID_PARAMS
         codes[sizes > blocks.segment.geometry.data_bytes] = ReturnCode.NO_AVAILABLE_HANDLE
         if not (0 <= request.pin <= PIN_MAX and 0 <= request.group <= GROUP_MAX):
@@ -78,6 +84,7 @@ class Puts:
         records["key_length"] = keys.lengths[rows]
         records["epoch"] = blocks.segment.epoch
         records["group"] = request.group & GROUP_MAX
+        records["fingerprint"] = label.short
         records["writer"] = writer
         records["state"] = SlotState.WRITING
         records["pin"] = request.pin

@@ -20,7 +20,8 @@ import numpy.typing as npt
 from snapd.blocks import KEY_BYTES_MAX, KeyColumn
 from snapd.errors import ProtocolError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+"""2: keys carry the tag of their label (`snapd.blocks.labels`)."""
 
 BATCH_KEYS_MAX = 65_536
 """Most keys in one message."""
@@ -41,7 +42,10 @@ class KeyBatch(Message, frozen=True):
 
 
 class Hello(Message, frozen=True, tag="hello"):
-    """First message of a connection. `role` is "client", "daemon" or "operator" (reads only)."""
+    """First message of a connection. `role` is "client", "daemon" or "operator" (reads only).
+
+    A client that names a `fingerprint`, its label of up to 1024 characters, puts only keys with the
+    tag of it; one that names none, only keys without a tag."""
 
     protocol: int
     role: str
@@ -146,8 +150,6 @@ class RegisterCold(Message, frozen=True, tag="register_cold"):
     key_hashes: bytes
     sizes: bytes
     checksums: bytes
-    fingerprints: bytes
-    """uint16 [n]"""
     groups: bytes
     """uint32 [n]"""
     pins: bytes
@@ -211,6 +213,12 @@ class UnpinBlocks(Message, frozen=True, tag="unpin"):
     sequences: bytes
 
 
+class LabelsOf(Message, frozen=True, tag="labels_of"):
+    """What clients called the labels of these numbers, uint64 [n], n up to 1024. → `Labels`."""
+
+    numbers: bytes
+
+
 class EventsWait(Message, frozen=True, tag="events_wait"):
     """Long poll for events; `ack` is the number of the last batch made durable (0 at first).
 
@@ -240,6 +248,10 @@ class HelloReply(Message, frozen=True, tag="hello_reply"):
     writer_lock_base: int
     lease_ms: int
     version: str
+    label_blocks: int = 0
+    """Of a client: about how many blocks have its label, at most a second ago."""
+    other_blocks: int = 0
+    """And how many do not."""
 
 
 class Attached(Message, frozen=True, tag="attached"):
@@ -286,6 +298,12 @@ class Wanted(Message, frozen=True, tag="wanted"):
 
     slots: bytes
     sequences: bytes
+
+
+class Labels(Message, frozen=True, tag="labels"):
+    """n labels; "" for one that nobody has said lately."""
+
+    texts: list[str]
 
 
 class Events(Message, frozen=True, tag="events"):
@@ -366,6 +384,7 @@ Request = (
     | FillEnd
     | PinBlocks
     | UnpinBlocks
+    | LabelsOf
     | EventsWait
 )
 
@@ -377,6 +396,7 @@ Reply = (
     | Reserved
     | Located
     | Wanted
+    | Labels
     | Events
     | StatsReply
     | Failure

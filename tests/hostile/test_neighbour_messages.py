@@ -353,7 +353,7 @@ def codes_of(client: StoreClient, request: m.Message) -> list[int]:
 DAEMON_REQUESTS: list[m.Message] = [
     m.FillStart(bytes(4), bytes(8), True),
     m.FillEnd(bytes(4), bytes(8), bytes(4), bytes(8), bytes(4)),
-    m.RegisterCold(key_batch([]), b"", b"", b"", b"", b"", b"", b""),
+    m.RegisterCold(key_batch([]), b"", b"", b"", b"", b"", b""),
     m.ColdReady(),
     m.DropCold(bytes(4), bytes(8)),
     m.LoadWait(0),
@@ -441,7 +441,6 @@ def test_an_impostor_that_registers_what_is_not_there_costs_a_miss_and_no_wrong_
                     np.array([1, 2], np.uint64).tobytes(),
                     np.array([5, 5], np.uint64).tobytes(),
                     column(),
-                    bytes(4),
                     bytes(8),
                     bytes(2),
                     bytes(8),

@@ -12,6 +12,7 @@ import xxhash
 from daemon_site import DaemonSite, block, put_all, wrong_keys
 
 from snapd.attach.connect import BundledConnector, BundledStore
+from snapd.attach.labels import LabelIds
 from snapd.attach.port import Feed, Sink, Source
 from snapd.blocks import BlockTable, KeyColumn
 from snapd.errors import SnapdError, StoreUnavailableError
@@ -26,7 +27,9 @@ class Attachment(ExitStack):
         super().__init__()
         self.site = self.enter_context(DaemonSite(directory))
         self.site.start_store()
-        self.connector = BundledConnector(str(self.site.runtime / "store.sock"))
+        self.connector = BundledConnector(
+            str(self.site.runtime / "store.sock"), LabelIds(dict, lambda _: 0)
+        )
         self.store: BundledStore = self.connector.attach(None)
         self.callback(self.store.view.close)
         self.callback(self.store.control.close)
@@ -161,7 +164,7 @@ def test_a_cold_fill_never_replaces_a_newer_block(attached: Attachment) -> None:
 
 def test_a_second_daemon_is_refused_and_another_life_is_noticed(attached: Attachment) -> None:
     with pytest.raises(SnapdError, match="another daemon"):
-        BundledConnector(attached.connector.path).attach(None)
+        BundledConnector(attached.connector.path, LabelIds(dict, lambda _: 0)).attach(None)
     attached.site.kill_store()
     attached.site.start_store()
     with pytest.raises(StoreUnavailableError, match="started again"):

@@ -14,6 +14,7 @@ import numpy as np
 from store_kit import LocalStore
 
 from snapd.attach.connect import BundledStore
+from snapd.attach.labels import LabelIds
 from snapd.attach.session import Link, Session
 from snapd.blocks.keys import I64, U64
 from snapd.blocks.table import U32
@@ -132,6 +133,7 @@ class LocalDaemon:
             version=hello.version,
             connect=self._connect,
             control=control,  # type: ignore[arg-type]
+            labels=LabelIds(lambda: self.repository.fingerprints, self.repository.fingerprint),
         )
         incarnation = self.repository.incarnation(hello.segment_id)
         self.session = Session(

@@ -305,7 +305,6 @@ class Daemon(StoreClient):
             hash_keys(hashed or blocks).tobytes(),
             np.array([len(v) for v in blocks.values()], np.uint64).tobytes(),
             np.array([checksum_of(v) for v in blocks.values()], np.uint64).tobytes(),
-            np.zeros(count, np.uint16).tobytes(),
             np.zeros(count, np.uint32).tobytes(),
             np.zeros(count, np.uint8).tobytes(),
             np.ones(count, np.float32).tobytes(),
