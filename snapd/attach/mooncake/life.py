@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from snapd.attach.mooncake.counters import PINGS, Counters
+from snapd.attach.mooncake.counters import PINGS, PUT_ENDS, Counters
 
 
 def same_life(before: Counters, now: Counters) -> bool:
@@ -84,8 +84,9 @@ class Activity:
 
     @property
     def may_have_added(self) -> bool:
-        """There may be objects that were not there before."""
-        return self._rose("put_ends")
+        """There may be objects, or bytes, that were not there before. Ends of puts that failed
+        count as well: one that is not known to have failed yet could hide another one."""
+        return self.before.total(*PUT_ENDS) != self.now.total(*PUT_ENDS)
 
     @property
     def evicted(self) -> bool:

@@ -89,6 +89,8 @@ class Poll:
     the last look may have come behind the listing of that look."""
     recent: Counters | None = None
     """The counters of the last look, from before its listing."""
+    _newest: Counters | None = None
+    """The counters that were seen last."""
     ambiguous_seconds_max: float = 30.0
     """How long a segment that is not there may be listed at addresses of ours; over client_ttl."""
     _ambiguous_since: float | None = None
@@ -113,6 +115,7 @@ class Poll:
         that the inventory, empty as it is, is to account for what happened since these counters;
         else they are where it begins."""
         self.baseline = self.recent = counters if known else None
+        self._newest = counters
         self._remove_alls = counters.remove_alls
         self._accounted = counters if known else None
         self._foreign.clear()
@@ -129,7 +132,7 @@ class Poll:
         self._number += 1
         look = Look(self._number)
         self._label = self.fingerprint()
-        before = self._counters(self.baseline)
+        before = self._counters()
         listed = self._segments(layout)
         if layout.is_ambiguous(listed):
             look.is_ambiguous = True
@@ -145,7 +148,7 @@ class Poll:
         hashes = keys.hashes()
         # What these count happened before or after the listing; what is missing in it for a reason
         # that they do not count is impossible.
-        after = self._counters(before)
+        after = self._counters()
         dead_after = _files_of(dead, self._segments(layout))
         activity = Activity(self.baseline or before, after)
         look.listed, look.unlistable = len(keys), keys.unlistable
@@ -236,7 +239,7 @@ class Poll:
         self.forgotten -= set(files.tolist())
         before = _files_of(dead, self.admin.segments())
         hashes = self.admin.keys().hashes()
-        activity = Activity(self.recent, self._counters(self.recent))
+        activity = Activity(self.recent, self._counters())
         self._accounted = activity.now
         self._dead_listed = before & _files_of(dead, self.admin.segments())
         kept = self.inventory.resident()
@@ -326,17 +329,19 @@ class Poll:
         bytes at the same, and hash them again."""
         slots, sequence, places, hashed_at = kept.slots, kept.sequence, kept.places, kept.hashed_at
         again = hashed_at == 0
-        again |= activity.may_have_rewritten
-        # Gone and back: what was not put again is where it was, with the bytes that it had.
+        # Rewritten, or gone and back: what nobody has put since has the bytes that it had.
         again |= activity.may_have_removed and activity.may_have_added
         if activity.may_have_moved and (
             activity.may_have_added or activity.now.moves != activity.before.moves
         ):
-            now = layout.places(self.admin.locate(keys, layout.segments))
+            located = self.admin.locate(keys, layout.segments)
+            now = layout.places(located)
             moved = ~_same(places, now)
-            away = moved & (now.file == NOWHERE)
-            look.vanished += self.inventory.vanished(slots[away], sequence[away], removed=False)
-            again = (again | moved) & ~away
+            # It was put again, into another host's memory: the version that was here is over.
+            away = located.found & (now.file == NOWHERE)
+            look.vanished += self.inventory.vanished(slots[away], sequence[away], removed=True)
+            # What left after the listing stays for the next look, which knows what was counted.
+            again = (again | moved) & (now.file != NOWHERE)
             places = now
         share = oldest_first(
             hashed_at, kept.places.size, bytes_max=_AGAIN_BYTES, rows_max=_AGAIN_BLOCKS
@@ -399,27 +404,30 @@ class Poll:
         bytes there meanwhile. Where the counters say that anything could leave, it is all done
         again: it would have to happen twice, and leave the same bytes each time.
         """
-        before = self._counters(self.baseline)
+        before = self._counters()
         checksums, good = self.memory.hashes(places)
         look.hashed_bytes += int(places.size.sum())
         good &= self._is_still(layout, keys, places)
-        after = self._counters(before)
+        after = self._counters()
         if Activity(before, after).may_have_moved:
             again, there = self.memory.hashes(places)
             good &= there & (again == checksums) & self._is_still(layout, keys, places)
-            self._counters(after)
-        self._segments(layout)
+            self._counters()
+        if layout.is_ambiguous(self._segments(layout)):
+            good[:] = False
         look.moved += len(good) - int(good.sum())
         return good, checksums
 
     def _is_still(self, layout: Layout, keys: KeyColumn, places: Places) -> Bools:
         return _same(places, layout.places(self.admin.locate(keys, layout.segments)))
 
-    def _counters(self, before: Counters | None) -> Counters:
+    def _counters(self) -> Counters:
         """Raises StoreUnavailableError in a new life of the master."""
         now = self.admin.counters()
-        if before is not None and not same_life(before, now):
+        # Beside the newest: soon enough a new life has counted as much as the old one had long ago.
+        if self._newest is not None and not same_life(self._newest, now):
             raise StoreUnavailableError("Mooncake's master was started again: its keys are gone")
+        self._newest = now
         return now
 
     def _segments(self, layout: Layout) -> list[MasterSegment]:
