@@ -47,6 +47,7 @@ from snapd.wire.messages import (
     Labels,
     LabelsOf,
     LoadWait,
+    MarkDurable,
     Message,
     PinBlocks,
     RegisterCold,
@@ -228,8 +229,12 @@ class BundledFeed:
 class BundledSink:
     """A `Sink` over a mapped segment; the lock of `writer` is held while this object lives."""
 
-    def __init__(self, view: SegmentView, connection: Connection, writer: int) -> None:
-        """Take the writer's lock. Raises SegmentError if another process has it."""
+    def __init__(
+        self, view: SegmentView, connection: Connection, writer: int, *, offloads: bool = False
+    ) -> None:
+        """Take the writer's lock. `offloads`: once everything is served, blocks that are on disk
+        become cold when they are evicted. Raises SegmentError if another process has the lock."""
+        self._offloads = offloads
         self._view = view
         self._connection = connection
         self._writer = writer
@@ -248,7 +253,7 @@ class BundledSink:
 
     def cold_ready(self) -> None:
         """Announce."""
-        self._connection.call(ColdReady(), Codes, _ANSWER_SECONDS)
+        self._connection.call(ColdReady(self._offloads), Codes, _ANSWER_SECONDS)
 
     def wanted(self, wait_ms: int) -> tuple[U32, U64]:
         """Long poll."""
@@ -344,6 +349,33 @@ class BundledRemover:
     def close(self) -> None:
         """Close."""
         self._connection.close()
+
+class BundledOffload:
+    """An `Offload` over the store's socket."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def keep(self, slots: I64, sequences: U64, epoch: int) -> Bools:
+        """In batches of a message's size."""
+        agreed = np.zeros(len(slots), np.bool_)
+        for rows in _pieces(np.arange(len(slots)), BATCH_KEYS_MAX):
+            columns = slots[rows].astype(np.uint32).tobytes(), sequences[rows].tobytes()
+            request = MarkDurable(*columns, epoch)
+            codes = _codes(self._connection, request, len(rows), _COURTESY_SECONDS)
+            agreed[rows] = codes == ReturnCode.OK
+        return agreed
+
+    def drop(self, slots: I64, sequences: U64) -> None:
+        """In batches of a message's size."""
+        for rows in _pieces(np.arange(len(slots)), BATCH_KEYS_MAX):
+            columns = slots[rows].astype(np.uint32).tobytes(), sequences[rows].tobytes()
+            _codes(self._connection, DropCold(*columns), len(rows), _COURTESY_SECONDS)
+
+    def close(self) -> None:
+        """Close."""
+        self._connection.close()
+
 
 
 def header_state(view: SegmentView) -> HeaderState:

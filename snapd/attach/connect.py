@@ -8,9 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from snapd import __version__
-from snapd.attach.bundled import BundledFeed, BundledRemover, BundledSink, BundledSource
+from snapd.attach.bundled import (
+    BundledFeed,
+    BundledOffload,
+    BundledRemover,
+    BundledSink,
+    BundledSource,
+)
 from snapd.attach.labels import LabelIds
-from snapd.attach.port import AttachedStore, Feed, Remover, Sink, Source
+from snapd.attach.port import AttachedStore, Feed, Offload, Remover, Sink, Source
 from snapd.errors import SnapdError, StoreUnavailableError
 from snapd.plans.residency import Residency
 from snapd.segment.view import SegmentView
@@ -44,6 +50,8 @@ class BundledStore:
     control: Connection
     """For `stats`; of the thread that attached."""
     labels: LabelIds
+    offloads: bool = False
+    """Whether blocks on disk stay readable when they are evicted: the SSD tier."""
     _sinks: weakref.WeakSet[BundledSink] = field(default_factory=weakref.WeakSet)
 
     @property
@@ -55,6 +63,11 @@ class BundledStore:
     def open_remover(self) -> Callable[[], Remover]:
         """A remover. Raises as `connect` does."""
         return self._remover
+
+    @property
+    def open_offload(self) -> Callable[[], Offload] | None:
+        """An `Offload`, where there is to be an SSD tier. Raises as `connect` does."""
+        return self._offload if self.offloads else None
 
     def begin(self, residency: Residency | None) -> Residency:
         """The one before, or one of this slot table."""
@@ -71,7 +84,7 @@ class BundledStore:
     def sink(self) -> Sink:
         """A sink. Raises as `connect` does."""
         connection, writer = self.connect()
-        sink = BundledSink(self.view, connection, writer)
+        sink = BundledSink(self.view, connection, writer, offloads=self.offloads)
         self._sinks.add(sink)
         return sink
 
@@ -101,14 +114,20 @@ class BundledStore:
         connection, _ = self.connect()
         return BundledRemover(connection)
 
+    def _offload(self) -> Offload:
+        connection, _ = self.connect()
+        return BundledOffload(connection)
+
 
 class BundledConnector:
     """Attaches to whichever store listens at `path`, as one daemon whatever the connections."""
 
-    def __init__(self, path: str, labels: LabelIds) -> None:
-        """`labels` are those of the repository that blocks go to."""
+    def __init__(self, path: str, labels: LabelIds, *, offloads: bool = False) -> None:
+        """`labels` are those of the repository that blocks go to; `offloads`: blocks on disk are to
+        stay readable when the store evicts them."""
         self.path = path
         self._labels = labels
+        self._offloads = offloads
         self._daemon_id = secrets.token_bytes(16)
 
     def attach(self, previous: AttachedStore | None) -> BundledStore:
@@ -144,6 +163,7 @@ class BundledConnector:
             connect=connect,
             control=connection,
             labels=self._labels,
+            offloads=self._offloads,
         )
 
     def _connect(self) -> tuple[Connection, HelloReply, int]:

@@ -197,6 +197,22 @@ class Sink(Protocol):
         """End the connection; idempotent. Writes must have ended."""
 
 
+class Offload(Protocol):
+    """Tells a store which resident blocks are on disk, so that they stay readable when they are
+    evicted. Both raise StoreUnavailableError when the store does not answer; what they did by then
+    may be told again."""
+
+    def keep(self, slots: I64, sequences: U64, epoch: int) -> Bools:
+        """These blocks are durable and live; which the store still has, bool [n]. `epoch`: the
+        remove-alls of the store that the caller knew of when he found that out."""
+
+    def drop(self, slots: I64, sequences: U64) -> None:
+        """These are not any more: whichever of them are on disk only are forgotten."""
+
+    def close(self) -> None:
+        """End the connection; idempotent."""
+
+
 class AttachedStore(Protocol):
     """One life of a store that the daemon is attached to."""
 
@@ -223,6 +239,10 @@ class AttachedStore(Protocol):
     @property
     def open_remover(self) -> Callable[[], Remover] | None:
         """Opens a remover for the calling thread; None: this store has none."""
+
+    @property
+    def open_offload(self) -> Callable[[], Offload] | None:
+        """Opens an `Offload` for the calling thread; None: what this store evicts is a miss."""
 
     def begin(self, residency: Residency | None) -> Residency:
         """What the life before still held is written, or lost: this one begins. Returns what is

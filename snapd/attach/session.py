@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from snapd.attach.port import Feed, Remover, Sink, Source
+from snapd.attach.port import Feed, Offload, Remover, Sink, Source
 from snapd.blocks.keys import I64
 from snapd.plans.residency import Residency, follow
 
@@ -40,6 +40,8 @@ class Session:
     """A feed for the calling thread. Raises as `open_sink` does."""
     open_remover: Callable[[], Remover] | None = None
     """A remover for the calling thread. Raises as `open_sink` does. None: this store has none."""
+    open_offload: Callable[[], Offload] | None = None
+    """An `Offload` for the calling thread. Raises as `open_sink` does. None: no SSD tier."""
     serves_cold: bool = True
     """Whether readers get cold blocks, too: else they are misses until they are put back."""
     refused: list[I64] = field(default_factory=list)

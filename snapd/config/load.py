@@ -65,6 +65,9 @@ def load_settings(
     for key, value in given.items():
         if value is not None:
             values[key] = _check(key, value, f"flag (--{key.replace('_', '-')})")
+    if values.get("ssd_offload_path") and values.get("store") != "mooncake":
+        # Mooncake's files for its own tier are no place for a repository.
+        values.setdefault("persistent_path", values["ssd_offload_path"])
     return Settings(**values)
 
 

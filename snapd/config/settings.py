@@ -126,8 +126,22 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fingerprint: Annotated[
         Annotated[str, Meta(max_length=1024)],
         setting(
-            "Label of the blocks that unlabelled clients put (model, dtype, layout). With Mooncake "
-            "only blocks of this label are put back."
+            "Label of blocks (model, dtype, layout, weights). A client of the bundled store puts "
+            "and finds keys under it; with Mooncake only blocks of this label are put back."
+        ),
+    ] = ""
+    enable_ssd_offload: Annotated[
+        bool,
+        setting(
+            "Serve blocks that the bundled store evicts from the repository's packs (SSD tier). "
+            "With store = mooncake it has no effect on snapd: Mooncake has a tier of its own."
+        ),
+    ] = False
+    ssd_offload_path: Annotated[
+        Annotated[str, Meta(pattern=r"^[^\x00]*$")],
+        setting(
+            "Directory of the repository where persistent_path is not set. Packs are the SSD tier, "
+            "so there is one directory for both. Not with store = mooncake."
         ),
     ] = ""
     codec: Annotated[Literal["none", "zstd"], setting("How blocks are stored in packs.")] = "none"
@@ -178,6 +192,8 @@ ENVIRONMENT: dict[str, str] = {
     "persistent_path": "MOONCAKE_STORE_PERSISTENT_PATH",
     "snapshot_interval_sec": "MOONCAKE_STORE_SNAPSHOT_INTERVAL_SEC",
     "enable_warmup": "MOONCAKE_STORE_ENABLE_WARMUP",
+    "enable_ssd_offload": "MOONCAKE_ENABLE_SSD_OFFLOAD",
+    "ssd_offload_path": "MOONCAKE_OFFLOAD_FILE_STORAGE_PATH",
     "global_segment_size": "MOONCAKE_GLOBAL_SEGMENT_SIZE",
     "mooncake_master": "MOONCAKE_MASTER",
     "mooncake_metadata": "MOONCAKE_TE_META_DATA_SERVER",

@@ -29,7 +29,9 @@ def open_connector(
     what `open_fingerprints` gave."""
     if fingerprints is None:
         labels = LabelIds(lambda: repository.fingerprints, repository.fingerprint)
-        return BundledConnector(store_socket(settings), labels)
+        return BundledConnector(
+            store_socket(settings), labels, offloads=settings.enable_ssd_offload
+        )
     return MooncakeConnector(
         settings,
         observer,

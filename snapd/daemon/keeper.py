@@ -109,6 +109,7 @@ class Keeper:
             open_sink=store.sink,
             open_feed=store.feed,
             open_remover=store.open_remover,
+            open_offload=store.open_offload,
             serves_cold=store.serves_cold,
         )
         return session, store

@@ -66,6 +66,7 @@ def run_daemon(settings: Settings, with_store: bool) -> int:
         raise SettingError(
             f"store = {settings.store!r}: --with-store runs the bundled store, and no other"
         )
+    _tell_of_offload(settings)
     _return_freed_memory()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -90,6 +91,25 @@ def run_daemon(settings: Settings, with_store: bool) -> int:
     finally:
         repository.close()
         disk.close()
+
+
+def _tell_of_offload(settings: Settings) -> None:
+    """Say which settings of the SSD tier are passed over."""
+    if settings.store == "mooncake":
+        if settings.enable_ssd_offload:
+            event(
+                _logger,
+                logging.INFO,
+                "enable_ssd_offload is left to Mooncake, which has an SSD tier of its own",
+            )
+    elif settings.ssd_offload_path not in {"", settings.persistent_path}:
+        event(
+            _logger,
+            logging.WARNING,
+            "ssd_offload_path is passed over: the packs in persistent_path are the SSD tier",
+            ssd_offload_path=settings.ssd_offload_path,
+            persistent_path=settings.persistent_path,
+        )
 
 
 def _open_repository(settings: Settings) -> tuple[PosixDisk, MeteredDisk, Repository]:

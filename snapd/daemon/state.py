@@ -209,6 +209,7 @@ class DaemonState:
             "flush": self._flush(),
             "budget": self._budget(),
             "warmup": self._warmup(),
+            "offload": self._offload(),
             "fingerprint": self._fingerprint(),
             "errors": self.problems(),
         }
@@ -286,11 +287,23 @@ class DaemonState:
             "withheld": self.warmer.withheld,
         }
 
-    def _fingerprint(self) -> Mapping[str, Any] | None:
-        """The label that blocks get now, and need to be put back; null with the bundled store."""
-        if self.fingerprints is None:
+    def _offload(self) -> Mapping[str, Any] | None:
+        """The SSD tier: what is served from disk only; null where there is none."""
+        session = self.link.session
+        if session is None or session.open_offload is None:
             return None
-        return {"label": self.fingerprints.label, "problem": self.fingerprints.problem}
+        blocks, bytes_on_disk = self.writers.flusher.offloaded
+        return {"blocks": blocks, "bytes": bytes_on_disk}
+
+    def _fingerprint(self) -> Mapping[str, Any]:
+        """The label that blocks get now, and need to be put back (null with the bundled store,
+        whose clients say theirs), and how much of which label is on disk, most bytes first."""
+        learned = self.fingerprints
+        return {
+            "label": learned.label if learned is not None else None,
+            "problem": learned.problem if learned is not None else "",
+            "blocks": labelled_blocks(self.repository) if self.recovery is not None else {},
+        }
 
     def _full(self) -> str:
         if self.space is None or self.space.bound == "budget":

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
+import numpy as np
+
 from snapd.attach.session import Link, Session
+from snapd.blocks.keys import I64
 from snapd.config import Settings
 from snapd.disk.metered import MeteredDisk
 from snapd.flusher import Budget, Compactor, Flusher
@@ -47,9 +50,13 @@ class Writers:
         )
         flusher = Flusher(repository, link, settings, pace=pace, observer=metrics, budget=budget)
 
-        def drop_cold(session: Session) -> None:
+        def drop_cold(session: Session, resident: I64) -> None:
             with closing(session.open_sink()) as sink:
                 drop_dead(session, sink, repository)
+                if len(resident) and session.open_offload is not None:
+                    # They may be on disk only by now, which the residency has not seen yet.
+                    slots = resident.astype(np.uint32)
+                    sink.drop_cold(slots, session.residency.sequence[resident])
 
         compactor = Compactor(
             repository,

@@ -66,14 +66,15 @@ class Compactor:
         budget: Budget,
         *,
         pace: Callable[[int], None],
-        drop_cold: Callable[[Session], None],
+        drop_cold: Callable[[Session, I64], None],
         request_commit: Callable[[], Future[Mapping[str, Any]]],
         observer: CompactionObserver,
         stopping: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`drop_cold` takes back cold registrations of rows that are not live; it is called with
-        the residency's lock held and raises `SnapdError` where the store does not answer."""
+        """`drop_cold` takes back cold registrations of rows that are not live, and that resident
+        blocks, in the slots that it is given, are on disk. It is called with the residency's lock
+        held and raises `SnapdError` where the store does not answer."""
         self._repository = repository
         self._link = link
         self._budget = budget
@@ -183,7 +184,7 @@ class Compactor:
             self.dropped += len(rows)
             self._observer.dropped(bound, len(rows))
             # If the store does not answer, it serves them until it is asked for the next time.
-            self._drop_cold(session)
+            self._drop_cold(session, held)
         event(
             _logger,
             logging.INFO,

@@ -86,6 +86,8 @@ class Flush:
     """Bytes that are written between two looks at the deadline."""
     looks: int = 0
     """Complete looks since everything is served."""
+    settled: Callable[[], None] = lambda: None
+    """Called after each sealed pack: what it holds is settled."""
     result: FlushResult = field(default_factory=FlushResult)
     _writer: PackWriter | None = None
     _pending: list[tuple[U32, U64]] = field(default_factory=list)
@@ -124,6 +126,8 @@ class Flush:
             scan = self.source.scan()
             live = catalog.is_live(residency.row)
             change = diff_scan(scan.sequence, residency.sequence, residency.row, live)
+            # Evicted into the SSD tier: the same version in the same slot, and on disk only.
+            residency.cold |= scan.cold & (scan.sequence == residency.sequence)
             if self._counts(scan):
                 rows = residency.row[change.gone]
                 catalog.set_live(rows[rows >= 0], live=False)
@@ -304,6 +308,7 @@ class Flush:
         kept = rows >= 0
         with self.session.residency.lock:
             self.session.residency.settle(slots[kept], sequences[kept], rows[kept], cold=False)
+        self.settled()
         self.result.written += int(kept.sum())
         self.result.written_bytes += writer.bytes_written
 

@@ -22,6 +22,7 @@ from snapd.flusher.budget import Budget
 from snapd.flusher.commit import commit_in_room
 from snapd.flusher.flush import Flush, FlushResult
 from snapd.flusher.heat import HeatBook
+from snapd.flusher.offload import Offloader
 from snapd.flusher.reasons import failure_reason
 from snapd.repository import Repository
 
@@ -65,6 +66,9 @@ class FlushObserver(Protocol):
 
     def waiting(self, blocks: Mapping[str, int]) -> None:
         """Blocks of the store that are not on disk now, by reason."""
+
+    def offloaded(self, blocks: int, bytes_on_disk: int) -> None:
+        """So many blocks are served from disk only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,7 @@ class Flusher:
         self._quiesce: Callable[[], None] = _nothing
         self._source: tuple[Session, Source] | None = None
         self._heat: HeatBook | None = None
+        self._offloader = Offloader(repository, observer)
         self._looks = 0
         """Complete looks at the session since everything is served."""
         self._flushes = Backoff(_logger, "flush", most_seconds=30.0)
@@ -165,6 +170,11 @@ class Flusher:
         if self._admission.bound != "budget":
             reasons.append("colder")
         return next((one for one in reasons if waiting[one]), "")
+
+    @property
+    def offloaded(self) -> tuple[int, int]:
+        """Blocks that are served from disk only, and their bytes; of the last flush."""
+        return self._offloader.offloaded
 
     @property
     def left_out(self) -> Mapping[str, int]:
@@ -322,6 +332,7 @@ class Flusher:
             deadline,
             piece_bytes_max or self._piece_bytes_max,
             self._looks,
+            settled=lambda: self._offloader.tell(session),
         )
         try:
             result = flush.run()
@@ -333,6 +344,7 @@ class Flusher:
             )
             return error
         self._looks = flush.looks
+        self._offloader.tell(session)
         self.last_flush = result
         self._written_bytes += result.written_bytes
         if result.no_slot:

@@ -190,9 +190,15 @@ class Metrics:
             (self._store_hits, "hits"),
             (self._store_misses, "misses"),
             (self._store_evictions, "evictions"),
+            (self._offload_evictions, "offloaded"),
         ):
             since = getattr(before, name) if before is not None else 0
             counter.inc(max(0, getattr(now, name) - since))
+
+    def offloaded(self, blocks: int, bytes_on_disk: int) -> None:
+        """The SSD tier: so many blocks are served from disk only."""
+        self._offload_blocks.set(blocks)
+        self._offload_bytes.set(bytes_on_disk)
 
     # --- looks at Mooncake ----------------------------------------------------------------------
 
@@ -333,6 +339,11 @@ class Metrics:
         self._store_misses = self._counter("store_misses", "Blocks that readers did not find.")
         self._store_evictions = self._counter("store_evictions", "Blocks that the store evicted.")
         self._store_up = self._gauge("store_up", "1 while the store answers.")
+        self._offload_evictions = self._counter(
+            "offload_evictions", "Evicted blocks that stayed readable from the SSD tier."
+        )
+        self._offload_blocks = self._gauge("offload_blocks", "Blocks in the SSD tier only.")
+        self._offload_bytes = self._gauge("offload_bytes", "Bytes of those blocks.")
 
     def _mooncake_metrics(self) -> None:
         self._looks = self._counter("mooncake_looks", "Looks at Mooncake's master that ended well.")

@@ -44,6 +44,8 @@ class Counters:
     misses: int = 0
     puts: int = 0
     evictions: int = 0
+    offloaded: int = 0
+    """Of the evictions: blocks that stayed, cold, because they are on disk."""
     removals: int = 0
     corrupt: int = 0
     adopted_blocks: int = 0
@@ -96,6 +98,9 @@ class BlockStore:
         self.soft_seconds = np.full(count, SOFT_PIN_SECONDS, np.float32)
         self.upsert = np.zeros(count, np.bool_)
         self.pin_owner = np.zeros(count, np.int64)
+        self.durable = np.zeros(count, np.int64)
+        """Generation of the daemon that has each slot's bytes on disk, live, int64 [slots]; 0 is
+        none. See `DaemonSession.generation`."""
         self.space = Space(self.book, segment.geometry, growth, audit.data, audit.keys)
         if not segment.created:
             self._adopt(audit, held)
@@ -255,6 +260,18 @@ class BlockStore:
         self.index.remove(self.book.records["key_hash"][rows], rows)
         self.free(rows)
 
+    def offload(self, rows: I64) -> None:
+        """PUBLISHED → COLD: the memory of blocks that are on disk is free, all else stays.
+
+        One store a slot, so a kill finds the block in memory or on disk. A reader who copies at
+        this moment finds by the state that the block moved: slot and sequence stay the same, and
+        never name a published block again.
+        """
+        records = self.book.records[rows]
+        self.book.mark_cold(rows)
+        self.space.free_data(records)
+        self.counters.offloaded += len(rows)
+
     def begin_epoch(self, kept: Bools) -> I64:
         """Kill every slot but `kept` (bool [slots], published ones); returns the rows that were
         served and died. Whatever is on disk is older than the epoch and never comes back.
@@ -265,6 +282,7 @@ class BlockStore:
         """
         book = self.book
         rows = np.flatnonzero(kept)
+        self.durable[rows] = 0
         book.restamp(rows, self.segment.epoch + 1)
         self.segment.raise_epoch()
         served = (book.state == SlotState.PUBLISHED) | (book.state == SlotState.COLD)
@@ -279,6 +297,7 @@ class BlockStore:
         if not len(rows):
             return
         self.pin_owner[rows] = 0
+        self.durable[rows] = 0
         cold = rows[self.book.state[rows] == SlotState.COLD]
         if len(cold):
             self.on_cold_left(cold)
@@ -287,6 +306,7 @@ class BlockStore:
     def retire(self, rows: I64, records: Slots) -> None:
         """Slots became REMOVED: their data is free, their keys stay. `records` are from before."""
         self.pin_owner[rows] = 0
+        self.durable[rows] = 0
         self.space.free_data(records)
         cold = rows[records["state"] == SlotState.COLD]
         if len(cold):

@@ -94,6 +94,10 @@ class SlotBook:
         self._set_state(rows, SlotState.PUBLISHED)
         self._tallies.add(-len(rows), 0)
 
+    def mark_cold(self, rows: I64) -> None:
+        """PUBLISHED → COLD: one 8-byte store a slot. Its extent is nobody's from then on."""
+        self._set_state(rows, SlotState.COLD)
+
     def mark_removed(self, rows: I64) -> None:
         """→ REMOVED: one 8-byte store a slot, so a removal has happened or it has not."""
         self._tallies.add(0, len(rows))

@@ -32,6 +32,7 @@ from snapd.wire.messages import (
     DropCold,
     FillEnd,
     FillStart,
+    MarkDurable,
     RegisterCold,
     Reserved,
     decode_column,
@@ -89,8 +90,10 @@ class Cold:
         at = np.where(found >= 0, found, 0)
         resident = (found >= 0) & (book.state[at] == SlotState.PUBLISHED)
         cold = (found >= 0) & ~resident
-        same = cold & (book.records["size"][at] == columns["size"])
+        same = (found >= 0) & (book.records["size"][at] == columns["size"])
         same &= book.records["checksum"][at] == columns["checksum"]
+        blocks.durable[found[same & resident]] = self._daemon.generation
+        same &= cold
         blocks.drop(found[cold & ~same])  # another version of it: the daemon knows the right one
         removed = book.records["key_hash"][book.state == SlotState.REMOVED]
         codes = np.zeros(len(keys), np.int32)
@@ -116,13 +119,26 @@ class Cold:
         blocks.begin_cold(into, heats[rows])
         slots = np.where(same, found, 0)
         slots[rows] = into
-        self._daemon.registered[slots[codes == ReturnCode.OK]] = self._daemon.generation
+        blocks.durable[slots[codes == ReturnCode.OK]] = self._daemon.generation
         return codes, slots, book.records["sequence"][slots]
 
+    def mark_durable(self, request: MarkDurable) -> Codes:
+        """Resident blocks are on disk: if the daemon offloads, they become cold when they are
+        evicted. Codes: OBJECT_NOT_FOUND for other versions, for what is not resident any more, and
+        for all where the daemon has not heard of the last remove-all. Raises ProtocolError."""
+        rows, sequences = slots_and_sequences(request.slots, request.sequences)
+        blocks, book = self._blocks, self._blocks.book
+        held = book.holds(rows, sequences)
+        held &= book.state[np.where(held, rows, 0)] == SlotState.PUBLISHED
+        held &= request.epoch == blocks.segment.epoch
+        blocks.durable[rows[held]] = self._daemon.generation
+        return codes_reply(np.where(held, ReturnCode.OK, ReturnCode.OBJECT_NOT_FOUND))
+
     def drop(self, request: DropCold) -> Codes:
-        """Forget cold blocks. Raises ProtocolError."""
+        """Forget cold blocks, and of resident ones that they are on disk. Raises ProtocolError."""
         rows, sequences = slots_and_sequences(request.slots, request.sequences)
         cold = self._is_cold(rows, sequences)
+        self._blocks.durable[rows[self._blocks.book.holds(rows, sequences)]] = 0
         self._blocks.drop(np.unique(rows[cold]))
         return codes_reply(np.where(cold, ReturnCode.OK, ReturnCode.OBJECT_NOT_FOUND))
 
@@ -218,6 +234,7 @@ class Cold:
         blocks.heat[rows] = blocks.heat[cold_rows]
         blocks.lease_until[rows] = blocks.lease_until[cold_rows]
         blocks.soft_seconds[rows] = blocks.soft_seconds[cold_rows]
+        blocks.durable[rows] = blocks.durable[cold_rows]
         blocks.begin_pins(rows, now)
         blocks.index.replace(book.records["key_hash"][rows], cold_rows, rows)
         blocks.free(cold_rows)
@@ -232,7 +249,6 @@ class Cold:
     def left(self, rows: I64) -> None:
         """These cold slots are being freed."""
         self._filling[rows] = -1
-        self._daemon.registered[rows] = 0
 
     def _is_cold(self, rows: I64, sequences: U64) -> Bools:
         book = self._blocks.book

@@ -22,8 +22,9 @@ class DaemonSession:
         self._connections: set[int] = set()
         self._cold_ready = False
         self.generation = 0
-        self.registered = np.zeros(len(blocks.book), np.int64)
-        """Generation that registered each cold slot; 0 is none, int64 [slots]."""
+        self.offloads = False
+        """Whether blocks that it has on disk stay, cold, when they are evicted: the SSD tier. It
+        holds while the daemon is away, too: the next one registers them, or they go."""
         self.listening = False
         """Whether it takes events, so that removals wait for it."""
         self.late = False
@@ -56,7 +57,7 @@ class DaemonSession:
         if is_new:
             self._daemon_id = daemon_id
             self.generation += 1
-            self._cold_ready = False
+            self._cold_ready = self.offloads = False
             self.listening = self.late = False
         self._connections.add(connection)
         return is_new
@@ -75,9 +76,14 @@ class DaemonSession:
         self.listening = self.late = False
         return True
 
-    def ready(self) -> I64:
+    def ready(self, *, offloads: bool) -> I64:
         """All cold blocks are registered. Returns the cold slots that were not: to be dropped."""
-        self._cold_ready = True
+        self._cold_ready, self.offloads = True, offloads
         cold = np.flatnonzero(self._blocks.book.state == SlotState.COLD)
-        stale: I64 = cold[self.registered[cold] != self.generation]
+        stale: I64 = cold[self._blocks.durable[cold] != self.generation]
         return stale
+
+    def outlives_eviction(self, rows: I64) -> Bools:
+        """Which of these published slots' blocks can be read from disk afterwards, bool [n]."""
+        durable: Bools = self._blocks.durable[rows] == self.generation
+        return durable if self.offloads else np.zeros(len(rows), np.bool_)

@@ -72,7 +72,7 @@ class StoreEngine:
         self._loads = LoadQueue()
         self._reads = Reads(blocks, self._daemon)
         self._removals = Removals(blocks, self._daemon, self._events)
-        room = Room(blocks)
+        room = Room(blocks, self._daemon)
         self._puts = Puts(blocks, room, self._daemon, self._removals)
         self._cold = Cold(blocks, room, self._daemon)
         self._answers = RemovalAnswers(self._waits, self._daemon, self._events)
@@ -171,6 +171,7 @@ class StoreEngine:
             uptime_seconds=now - self._started,
             adopted_blocks=counters.adopted_blocks,
             dropped_slots=counters.dropped_slots,
+            offloaded=counters.offloaded,
         )
 
     # --- handlers -----------------------------------------------------------------------------
@@ -191,6 +192,7 @@ class StoreEngine:
             m.Attach: (_DAEMON_ONLY, self._attach),
             m.RegisterCold: (_DAEMON_ONLY, lambda _, r, now: self._cold.register(r, now)),
             m.ColdReady: (_DAEMON_ONLY, self._cold_ready),
+            m.MarkDurable: (_DAEMON_ONLY, lambda _, r, __: self._cold.mark_durable(r)),
             m.DropCold: (_DAEMON_ONLY, lambda _, r, __: self._cold.drop(r)),
             m.LoadWait: (_DAEMON_ONLY, self._load_wait),
             m.FillStart: (_DAEMON_ONLY, self._fill_start),
@@ -316,8 +318,8 @@ class StoreEngine:
             event(_LOG, logging.INFO, "daemon attached", name=self._clients[connection].name)
         return m.Attached(self._blocks.segment.epoch)
 
-    def _cold_ready(self, _: int, __: m.ColdReady, ___: float) -> m.Reply:
-        self._blocks.drop(self._daemon.ready())
+    def _cold_ready(self, _: int, request: m.ColdReady, __: float) -> m.Reply:
+        self._blocks.drop(self._daemon.ready(offloads=request.offload))
         return codes_reply(np.empty(0, np.int32))
 
     def _load_wait(self, connection: int, request: m.LoadWait, now: float) -> m.Reply | None:

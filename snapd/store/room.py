@@ -11,6 +11,7 @@ from snapd.blocks.keys import I64, U64
 from snapd.config import event
 from snapd.formats.segment import SlotState, data_units, key_units
 from snapd.store.blocks import BlockStore
+from snapd.store.daemon import DaemonSession
 from snapd.store.eviction import Candidates, ages, cheapest_window, choose_victims, evictable
 from snapd.store.keys import PaddedKeys
 from snapd.store.space import Reservation
@@ -28,10 +29,15 @@ WINDOWS_PER_REQUEST_MAX = 64
 
 
 class Room:
-    """Reserves for puts and fills. What is leased, pinned or unfinished is never evicted."""
+    """Reserves for puts and fills. What is leased, pinned or unfinished is never evicted.
 
-    def __init__(self, blocks: BlockStore) -> None:
+    Two things run short. Where it is memory, blocks that the daemon has on disk stay, cold; where
+    it is slots or key heap, whole blocks go.
+    """
+
+    def __init__(self, blocks: BlockStore, daemon: DaemonSession) -> None:
         self._blocks = blocks
+        self._daemon = daemon
         self.on_slots_short: Callable[[], bool] = lambda: False
         """Called when no slot is free, before anything is evicted for one."""
 
@@ -77,7 +83,8 @@ class Room:
         )
         if window is None:
             return False
-        self._evict_rows(rows[(starts < window[1]) & (starts + lengths > window[0])])
+        inside = (starts < window[1]) & (starts + lengths > window[0])
+        self._evict_rows(rows[inside], offload=True)
         return True
 
     def _make_room(self, units: I64, names: I64, now: float) -> None:
@@ -92,6 +99,23 @@ class Room:
             int(names.sum()) if self._blocks.space.free_key_units < int(names.sum()) else 0
         )
         self.evict(short, max(0, slots), short_names, now)
+        slots = len(units) - self._blocks.book.free_count
+        short_names = int(names.sum()) - self._blocks.space.free_key_units
+        if slots > 0 or short_names > 0:
+            self._give_up_cold(max(0, slots), max(0, short_names))
+
+    def _give_up_cold(self, slots: int, names: int) -> None:
+        """Free slots and key units of cold blocks, whoever was told that they are there: no put
+        fails for want of what they hold."""
+        candidates = self._candidates()
+        rows = np.flatnonzero((candidates.state == SlotState.COLD) & ~candidates.held)
+
+        def gains_of(positions: I64) -> tuple[I64, I64]:
+            lengths = self._blocks.book.records["key_length"][rows[positions]]
+            return np.ones(len(positions), np.int64), key_units(lengths)
+
+        victims = choose_victims(self._blocks.lease_until[rows], gains_of, (slots, names))
+        self._evict_rows(rows[victims], offload=False)
 
     def _keep_below_watermark(self, units: int, now: float) -> None:
         capacity = self._blocks.space.capacity_units
@@ -113,11 +137,14 @@ class Room:
         candidates = self._candidates()
         rows = evictable(candidates, now, cold_too=slots > 0 or names > 0)
 
-        def gains_of(positions: I64) -> tuple[I64, I64, I64]:
-            records = self._blocks.book.records[rows[positions]]
+        def gains_of_rows(some: I64) -> tuple[I64, I64, I64]:
+            records = self._blocks.book.records[some]
             data = data_units(records["size"])
             data[records["state"] != SlotState.PUBLISHED] = 0
-            return data, np.ones(len(positions), np.int64), key_units(records["key_length"])
+            return data, np.ones(len(some), np.int64), key_units(records["key_length"])
+
+        def gains_of(positions: I64) -> tuple[I64, I64, I64]:
+            return gains_of_rows(rows[positions])
 
         share = self._blocks.settings.eviction_ratio
         needed = (units, slots, names)
@@ -132,7 +159,9 @@ class Room:
             enough = choose_victims(age, gains_of, needed)
             victims = victims[: max(len(enough), EVICTED_AHEAD_MAX)]
         victims = rows[victims]
-        self._evict_rows(victims)
+        is_cold = candidates.state[victims] == SlotState.COLD
+        _, cold_slots, cold_names = (int(gain[is_cold].sum()) for gain in gains_of_rows(victims))
+        self._evict_rows(victims, offload=cold_slots >= slots and cold_names >= names)
         return len(victims)
 
     def _candidates(self) -> Candidates:
@@ -143,10 +172,16 @@ class Room:
             held=self._blocks.hard_pinned | (self._blocks.pin_owner != 0),
         )
 
-    def _evict_rows(self, victims: I64) -> None:
+    def _evict_rows(self, victims: I64, *, offload: bool) -> None:
+        """Evict; with `offload`, what is on disk keeps its slot."""
         if not len(victims):
             return
         records = self._blocks.book.records[victims]
+        stays = np.zeros(len(victims), np.bool_)
+        if offload:
+            stays = (records["state"] == SlotState.PUBLISHED) & self._daemon.outlives_eviction(
+                victims
+            )
         self._blocks.counters.evictions += len(victims)
         event(
             _LOG,
@@ -155,6 +190,8 @@ class Room:
             blocks=len(victims),
             bytes=int(records["size"].sum()),
             cold=int((records["state"] == SlotState.COLD).sum()),
+            offloaded=int(stays.sum()),
         )
-        self._blocks.note_gone("evict", records)
-        self._blocks.drop(victims)
+        self._blocks.offload(victims[stays])
+        self._blocks.note_gone("evict", records[~stays])
+        self._blocks.drop(victims[~stays])

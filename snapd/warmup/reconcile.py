@@ -88,7 +88,7 @@ class Registrar:
         with residency.lock:
             scan = source.scan()
             moved = residency.sequence != scan.sequence
-            residency.forget(np.flatnonzero(moved | residency.cold))
+            residency.forget(np.flatnonzero(moved | residency.cold | scan.cold))
             missing = residency.not_held(catalog.live_rows())
         heat = catalog.column("heat", missing)
         return missing[hottest_first(heat, catalog.column("sequence", missing))]

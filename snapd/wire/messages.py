@@ -159,11 +159,25 @@ class RegisterCold(Message, frozen=True, tag="register_cold"):
 
 
 class ColdReady(Message, frozen=True, tag="cold_ready"):
-    """All cold blocks are registered: from now on cold keys are served. → `Codes` (empty)."""
+    """All cold blocks are registered: from now on cold keys are served. With `offload`, a block
+    that is durable (`MarkDurable`, `RegisterCold`) becomes cold when it is evicted. → `Codes`
+    (empty)."""
+
+    offload: bool = False
+
+
+class MarkDurable(Message, frozen=True, tag="mark_durable"):
+    """Resident blocks whose bytes are on disk and live. `epoch`: the remove-alls in this segment's
+    life that the daemon has made durable; with one too few nothing is marked. → `Codes`."""
+
+    slots: bytes
+    sequences: bytes
+    epoch: int
 
 
 class DropCold(Message, frozen=True, tag="drop_cold"):
-    """Forget cold blocks that cannot be loaded any more. → `Codes`."""
+    """Forget cold blocks that cannot be loaded any more, and of resident ones that they are
+    durable. → `Codes`, OBJECT_NOT_FOUND for what is not cold."""
 
     slots: bytes
     sequences: bytes
@@ -354,6 +368,8 @@ class StatsReply(Message, frozen=True, tag="stats_reply"):
     uptime_seconds: float
     adopted_blocks: int
     dropped_slots: int
+    offloaded: int = 0
+    """Of the evictions: blocks that stayed readable from disk."""
 
 
 class Failure(Message, frozen=True, tag="failure"):
@@ -378,6 +394,7 @@ Request = (
     | Attach
     | RegisterCold
     | ColdReady
+    | MarkDurable
     | DropCold
     | LoadWait
     | FillStart

@@ -28,6 +28,7 @@ from snapd.flusher.commit import commit_in_room
 from snapd.flusher.compactor import Compactor
 from snapd.flusher.flush import Flush, FlushResult
 from snapd.flusher.heat import HeatBook
+from snapd.flusher.offload import Offloader
 from snapd.metrics import Metrics
 from snapd.repository import CompactionResult, ManifestSummary, Repository
 from snapd.segment.view import SegmentView
@@ -74,8 +75,10 @@ class LocalDaemon:
         bytes_per_day_max: int = 0,
         pack_bytes_max: int = 1 << 20,
         clock: Callable[[], float] = time.monotonic,
+        offloads: bool = False,
     ) -> None:
-        """`bytes_max` and `bytes_per_day_max` are the budgets, 0 for none."""
+        """`bytes_max` and `bytes_per_day_max` are the budgets, 0 for none. `offloads` switches the
+        SSD tier on."""
         self.store = store
         meter = MeteredDisk(disk)
         if bytes_max:
@@ -107,6 +110,8 @@ class LocalDaemon:
             clock=clock,
         )
         self.heat = HeatBook(self.repository.catalog)
+        self.offloader = Offloader(self.repository, self.metrics)
+        self._offloads = offloads
         self.events = EventsWorker(self.repository, self.link, self.metrics, threading.Event())
         self.registrar = Registrar(self.repository, self)
         self.session: Session | None = None
@@ -134,6 +139,7 @@ class LocalDaemon:
             connect=self._connect,
             control=control,  # type: ignore[arg-type]
             labels=LabelIds(lambda: self.repository.fingerprints, self.repository.fingerprint),
+            offloads=self._offloads,
         )
         incarnation = self.repository.incarnation(hello.segment_id)
         self.session = Session(
@@ -146,6 +152,7 @@ class LocalDaemon:
             open_source=attached.source,
             open_sink=attached.sink,
             open_feed=attached.feed,
+            open_offload=attached.open_offload,
         )
         self.link.publish(self.session)
         self._looks = 0
@@ -170,7 +177,8 @@ class LocalDaemon:
             self.compact()
         self.pump()
 
-    def flush(self) -> FlushResult:
+    def flush(self, *, tell: bool = True) -> FlushResult:
+        """Write what is new; with `tell`, the store hears what is durable."""
         assert self.session is not None
         with closing(self.session.open_source()) as source:
             flush = Flush(
@@ -183,6 +191,8 @@ class LocalDaemon:
             )
             result = flush.run()
         self._looks = flush.looks
+        if tell:
+            self.offloader.tell(self.session)
         return result
 
     def commit(self) -> ManifestSummary:
@@ -220,14 +230,18 @@ class LocalDaemon:
         """As a kill leaves it: connections gone, nothing written."""
         if self._attached is not None:
             self.feed.close()
+            self.offloader.close()
             self._attached.control.close()
             self._attached.view.close()
             self._attached = None
         self.repository.close()
 
-    def _drop_cold(self, session: Session) -> None:
+    def _drop_cold(self, session: Session, resident: I64) -> None:
         with closing(session.open_sink()) as sink:
             drop_dead(session, sink, self.repository)
+            if len(resident) and session.open_offload is not None:
+                slots = resident.astype(np.uint32)
+                sink.drop_cold(slots, session.residency.sequence[resident])
 
     def _commit_now(self) -> Future[Mapping[str, Any]]:
         future: Future[Mapping[str, Any]] = Future()

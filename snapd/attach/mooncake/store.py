@@ -52,6 +52,11 @@ class MooncakeStore:
         """None: keys are removed by Mooncake's own clients."""
         return None
 
+    @property
+    def open_offload(self) -> None:
+        """None: Mooncake has an SSD tier of its own."""
+        return None
+
     def begin(self, residency: Residency | None) -> Residency:
         """Forget what died, and look. Raises as `Looker.look`."""
         self._connector.begin(self._attachment)
