@@ -8,20 +8,26 @@ then "hottest first" is "parents first" as well, and a budget cuts chains at the
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 from snapd.blocks.keys import I64, U8, U64
 from snapd.blocks.table import F32
 
-HALF_LIFE_SECONDS = 3600.0
-"""Time in which a read loses half its weight; the bundled store counts reads with the same."""
+Floats = TypeVar("Floats", npt.NDArray[np.float32], npt.NDArray[np.float64])
+
+HALF_LIFE_SECONDS = 900.0
+"""Time in which a read loses half its weight; the bundled store counts reads with the same. What an
+hour leaves of the order in which conversations were last read is too little (docs/heat.md)."""
 
 PRESENCE = 0.5
 """Reads that being put counts for: a block that was never read is colder than one read once."""
 
 _STEPS_AN_OCTAVE = 8
-"""Steps of the quantised scale for a doubling of heat."""
+"""Steps of the quantised scale for a doubling of heat; as in a manifest."""
+_ZERO_OCTAVE = 16
 
 
 def decay(heat: F32, elapsed_seconds: float, half_life_seconds: float = HALF_LIFE_SECONDS) -> F32:
@@ -50,22 +56,24 @@ def quantise(heat: F32) -> U8:
     """Heat on a logarithmic scale of 256 steps, uint8 [n], rising with heat; 0 is the coldest.
 
     One step is 9%, so blocks of about the same heat tie and keep the order of their age, which is
-    also the order of their bytes on disk.
+    also the order of their bytes on disk. The scale ends at 2^-16, four hours after a single read:
+    a night without any reads must not make everything equal sooner than it has to.
     """
-    finite = np.nan_to_num(np.maximum(heat, 0.0), nan=0.0, posinf=3.4e38)
-    scaled = np.log2(1.0 + finite.astype(np.float64) * 256.0) * _STEPS_AN_OCTAVE
-    steps: U8 = np.minimum(np.rint(scaled), 255).astype(np.uint8)
+    known = np.nan_to_num(heat.astype(np.float64), nan=0.0, posinf=3.4e38, neginf=0.0)
+    with np.errstate(divide="ignore"):
+        octaves = np.log2(np.maximum(known, 0.0)) + _ZERO_OCTAVE
+    steps: U8 = np.clip(np.rint(octaves * _STEPS_AN_OCTAVE) + 1, 0, 255).astype(np.uint8)
     return steps
 
 
-def lift_parents(heat: F32, parent_row: I64) -> F32:
-    """Heat, float32 [n], in which every page is at least as hot as all pages that follow it.
+def lift_parents(heat: Floats, parent_row: I64) -> Floats:
+    """Heat, float [n], in which every page is at least as hot as all pages that follow it.
 
     `parent_row` int64 [n] is the row of the page before, -1 where there is none. After step k each
     row has the maximum over its descendants within 2^k steps; so the work is the logarithm of the
     longest chain, and a cycle (which no honest client makes) ends too.
     """
-    result = heat.astype(np.float32, copy=True)
+    result = heat.copy()
     ancestor = np.where((parent_row >= 0) & (parent_row < len(heat)), parent_row, -1)
     for _ in range(max(1, len(heat)).bit_length()):
         child = np.flatnonzero(ancestor >= 0)

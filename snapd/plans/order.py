@@ -7,8 +7,14 @@ import numpy as np
 from snapd.blocks.keys import I64, U64
 from snapd.blocks.table import F32, U32
 from snapd.plans.heat import chain_depth, lift_parents, parent_rows, quantise
+from snapd.plans.pageheat import UNKNOWN_DEPTH, PageRanks
 
 _PAGE_BYTES = 4096
+_STEPS_AN_OCTAVE = 64
+"""Steps of the heat of pages: 1 %, or 14 seconds. Pages of one look-up tie, and few others."""
+_STEPS_AN_OCTAVE_OF_READS = 8
+"""As in `quantise`."""
+_COLDEST_OCTAVE = -64.0
 _OFFSET_BITS = 36
 """Bits of a page's number in a pack: packs of up to 256 TiB."""
 
@@ -34,6 +40,23 @@ def chains_hottest_first(heat: F32, age_order: U64, key_hash: U64, parent: U64) 
     rows = parent_rows(key_hash, parent)
     lifted = quantise(lift_parents(heat, rows)).astype(np.int16)
     return np.lexsort((age_order, chain_depth(rows), 255 - lifted)).astype(np.int64)
+
+
+def pages_hottest_first(ranks: PageRanks, age_order: U64) -> I64:
+    """Rows from hottest to coldest, int64 [n], the parts of a page together.
+
+    Among pages of one heat the one nearer to the start of its chain comes first, then the smaller
+    id: heat, depth and id are all that decides, so whoever holds parts of the same pages puts them
+    in the same order. Blocks whose page or depth is not known follow as in `hottest_first`.
+    """
+    placed = ranks.depth != UNKNOWN_DEPTH
+    with np.errstate(divide="ignore"):
+        octaves = np.maximum(np.log2(np.maximum(ranks.heat, 0.0)), _COLDEST_OCTAVE)
+    steps = np.where(placed, _STEPS_AN_OCTAVE, _STEPS_AN_OCTAVE_OF_READS)
+    coldness = -np.rint(octaves * steps) * (_STEPS_AN_OCTAVE / steps)
+    depth = np.where(placed, ranks.depth, np.iinfo(np.int64).max)
+    page = np.where(placed, ranks.page, np.uint64(0))
+    return np.lexsort((age_order, page, depth, coldness)).astype(np.int64)
 
 
 def stretches_hottest_first(

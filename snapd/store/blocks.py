@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-HEAT_HALF_LIFE_SECONDS = 3600.0
+HEAT_HALF_LIFE_SECONDS = 900.0
 SOFT_PIN_SECONDS = 1800.0
 """How long a soft pin holds after the last access where a put does not say; Mooncake's default."""
 

@@ -333,7 +333,7 @@ def test_reads_are_counted_and_decay(store: LocalStore) -> None:
     for _ in range(4):
         client.get([b"a"])
     assert client.view.heat["access_count"][slot] == 4
-    store.advance(3600)
+    store.advance(900)
     client.get([b"a"])
     assert client.view.heat["access_count"][slot] == pytest.approx(3, abs=0.01)
     assert (client.stats().hits, client.stats().misses) == (5, 0)
