@@ -18,11 +18,11 @@ from snapd.attach.mooncake.fingerprint import Fingerprints
 from snapd.attach.session import Link
 from snapd.blocks import Codec
 from snapd.config import Settings, event
+from snapd.config.notify import notify, watchdog_seconds
 from snapd.daemon.connectors import open_connector, open_fingerprints
 from snapd.daemon.events import EventsWorker
 from snapd.daemon.http import HttpServer
 from snapd.daemon.keeper import Keeper
-from snapd.daemon.notify import notify, watchdog_seconds
 from snapd.daemon.pacer import Pacer
 from snapd.daemon.state import DaemonState, process_age_seconds
 from snapd.daemon.supervise import StoreSupervisor

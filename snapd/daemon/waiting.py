@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from snapd import __version__
 from snapd.attach.backoff import Backoff
 from snapd.config import Settings
+from snapd.config.notify import notify
 from snapd.daemon.http import HttpServer
-from snapd.daemon.notify import notify
 from snapd.daemon.state import process_age_seconds
 from snapd.daemon.supervise import StoreSupervisor
 from snapd.errors import DiskError, RefusedError

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from snapd import __version__
 from snapd.config import Settings, event
+from snapd.config.notify import notify, watchdog_seconds
 from snapd.errors import LockHeldError, SegmentError, SettingError
 from snapd.segment import DataGrowth, open_segment
 from snapd.store.blocks import BlockStore
@@ -75,6 +76,7 @@ def run_store(settings: Settings, event_log: Path | None = None) -> int:
                 seconds=round(time.monotonic() - began, 3),
                 socket=path,
             )
+            notify("READY=1\nSTATUS=serving")
 
         servers.append(StoreServer(engine, path, ready, group_shared=settings.group_shared))
         growth.check()
@@ -91,8 +93,26 @@ def run_store(settings: Settings, event_log: Path | None = None) -> int:
 def _serve(server: StoreServer, path: Path) -> None:
     """Run the server; its errors in the terms of the command line."""
     try:
-        asyncio.run(server.run())
+        asyncio.run(_run(server))
     except FileExistsError as error:
         raise LockHeldError(f"{error}: stop it, or set runtime_dir") from error
     except OSError as error:
         raise SettingError(f"cannot listen at {path}: {error}; check runtime_dir") from error
+
+
+async def _run(server: StoreServer) -> None:
+    """The server, and the watchdog's due for as long as its loop turns."""
+    seconds = watchdog_seconds()
+    feeding = asyncio.create_task(_feed_watchdog(seconds)) if seconds is not None else None
+    try:
+        await server.run()
+    finally:
+        if feeding is not None:
+            feeding.cancel()
+        notify("STOPPING=1")
+
+
+async def _feed_watchdog(seconds: float) -> None:
+    while True:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(seconds)

@@ -14,7 +14,7 @@ import pytest
 from snapd.attach.backoff import Backoff
 from snapd.config import Settings
 from snapd.config.load import load_settings
-from snapd.daemon.notify import notify, watchdog_seconds
+from snapd.config.notify import notify, watchdog_seconds
 from snapd.daemon.pacer import Pacer
 from snapd.daemon.supervise import store_environment, store_process_id
 from snapd.daemon.workers import Workers
