@@ -7,6 +7,7 @@ taken, and the store does not even notice.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ from snapd.attach.labels import LabelIds
 from snapd.attach.port import I32, Changes, Fill, Registered, Scan
 from snapd.blocks import KEY_BYTES_MAX, BlockTable, KeyColumn
 from snapd.blocks.keys import I64, U64, Bools
-from snapd.blocks.labels import LABEL_LENGTH_MAX
+from snapd.blocks.labels import LABEL_LENGTH_MAX, label_numbers
 from snapd.blocks.table import F32, U32
+from snapd.config import event
 from snapd.errors import CorruptError, ProtocolError, SnapdError, StoreUnavailableError
 from snapd.formats.segment import (
     DATA_UNIT_BYTES,
@@ -60,6 +62,8 @@ from snapd.wire.messages import (
     decode_column,
     encode_keys,
 )
+
+_LOG = logging.getLogger(__name__)
 
 _DESCRIBE_ROWS = 65_536
 """Slots described at a time, which bounds the copies that a description makes."""
@@ -243,7 +247,14 @@ class BundledSink:
         view.hold_writer(writer)
 
     def register_cold(self, table: BlockTable) -> Registered:
-        """One message for each 65,536 rows, fewer where keys are so long that it would not fit."""
+        """One message for each 65,536 rows, fewer where keys are so long that it would not fit.
+
+        A block with a label that its key does not carry was put into a store of another kind. Here
+        unlabelled clients would find it, so it is not registered: INVALID_KEY.
+        """
+        named = (table.fingerprint == 0) | (label_numbers(table.keys) != 0)
+        if not named.all():
+            return self._register_named(table, named)
         answers = [self._register(part) for part in _messages(table)]
         return Registered(
             np.concatenate([np.empty(0, np.int32), *(answer.codes for answer in answers)]),
@@ -306,6 +317,20 @@ class BundledSink:
             self._view.release_writer(self._writer)
             self.closed = True
 
+    def _register_named(self, table: BlockTable, named: Bools) -> Registered:
+        """Register these rows of the table; the others stay on the disk."""
+        event(
+            _LOG,
+            logging.INFO,
+            "left blocks on the disk whose keys do not carry their fingerprint",
+            blocks=len(table) - int(named.sum()),
+        )
+        given = self.register_cold(table.take(named))
+        codes = np.full(len(table), ReturnCode.INVALID_KEY, np.int32)
+        slots, sequences = np.zeros(len(table), np.uint32), np.zeros(len(table), np.uint64)
+        codes[named], slots[named], sequences[named] = given.codes, given.slots, given.sequences
+        return Registered(codes, slots, sequences)
+
     def _register(self, table: BlockTable) -> Registered:
         request = RegisterCold(
             keys=encode_keys(table.keys),
@@ -324,31 +349,6 @@ class BundledSink:
             decode_column(reply.sequences, np.uint64, rows),
         )
 
-
-class BundledRemover:
-    """A `Remover` over the store's socket."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def remove(self, keys: KeyColumn) -> int:
-        """In batches of a message's size. What is removed and not durable in time, by the store's
-        deadline for that, counts as well: whoever promises more journals it himself."""
-        removed = 0
-        rows, lengths = np.arange(len(keys), dtype=np.int64), keys.lengths.astype(np.uint64)
-        for piece in windows(rows, lengths, bytes_max=_MESSAGE_BYTES, blocks_max=_REMOVE_KEYS_MAX):
-            request = Remove(encode_keys(keys.take(piece)), force=True)
-            codes = _codes(self._connection, request, len(piece))
-            removed += int(((codes == ReturnCode.OK) | (codes == ReturnCode.WRITE_FAIL)).sum())
-        return removed
-
-    def remove_all(self) -> int:
-        """One request."""
-        return self._connection.call(RemoveAll(force=True), Count, _ANSWER_SECONDS).value
-
-    def close(self) -> None:
-        """Close."""
-        self._connection.close()
 
 class BundledOffload:
     """An `Offload` over the store's socket."""
@@ -376,6 +376,31 @@ class BundledOffload:
         """Close."""
         self._connection.close()
 
+
+class BundledRemover:
+    """A `Remover` over the store's socket."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def remove(self, keys: KeyColumn) -> int:
+        """In batches of a message's size. What is removed and not durable in time, by the store's
+        deadline for that, counts as well: whoever promises more journals it himself."""
+        removed = 0
+        rows, lengths = np.arange(len(keys), dtype=np.int64), keys.lengths.astype(np.uint64)
+        for piece in windows(rows, lengths, bytes_max=_MESSAGE_BYTES, blocks_max=_REMOVE_KEYS_MAX):
+            request = Remove(encode_keys(keys.take(piece)), force=True)
+            codes = _codes(self._connection, request, len(piece))
+            removed += int(((codes == ReturnCode.OK) | (codes == ReturnCode.WRITE_FAIL)).sum())
+        return removed
+
+    def remove_all(self) -> int:
+        """One request."""
+        return self._connection.call(RemoveAll(force=True), Count, _ANSWER_SECONDS).value
+
+    def close(self) -> None:
+        """Close."""
+        self._connection.close()
 
 
 def header_state(view: SegmentView) -> HeaderState:

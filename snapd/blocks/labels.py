@@ -40,14 +40,18 @@ _NUMBER_NAME = "xxh3_64="
 _SAFE = "/.:@+,-_"
 
 
-def label_text(values: Mapping[str, Scalar]) -> str:
+def label_text(values: Mapping[str, Scalar], *, length_max: int = LABEL_LENGTH_MAX) -> str:
     """The label that says these values: `key=value`, sorted by key, separated by spaces; blanks and
-    the like in a value are percent-encoded. None, "" and "{}" say nothing."""
-    return " ".join(
+    the like in a value are percent-encoded. None, "" and "{}" say nothing. One of more than
+    `length_max` characters is named by its digest."""
+    label = " ".join(
         f"{name}={quote(_text(value), safe=_SAFE)}"
         for name, value in sorted(values.items())
         if value is not None and value not in {"", "{}"}
     )
+    if len(label) > length_max:
+        return f"xxh3_128={xxhash.xxh3_128_hexdigest(label.encode())}"
+    return label
 
 
 def label_number(label: str) -> int:
@@ -100,6 +104,13 @@ def tagged_with(keys: KeyColumn, tag: bytes) -> Bools:
     tails = gather_ranges(keys.heap, ends - TAG_BYTES, np.full(len(ends), TAG_BYTES))
     result[result] = (tails.reshape(-1, TAG_BYTES) == np.frombuffer(tag, np.uint8)).all(axis=1)
     return result
+
+
+def without_tags(keys: KeyColumn) -> KeyColumn:
+    """The keys as their clients name them, n keys: those that have a tag without it."""
+    lengths = keys.lengths - TAG_BYTES * (label_numbers(keys) != 0)
+    heap = gather_ranges(keys.heap, keys.offsets[:-1], lengths)
+    return KeyColumn.from_lengths(heap, lengths)
 
 
 def short_numbers(numbers: U64) -> npt.NDArray[np.uint16]:

@@ -50,6 +50,7 @@ def _document(generation: Generation) -> dict[str, Any]:
         "bytes": manifest and manifest.bytes,
         "packs": manifest and len(manifest.packs),
         "epoch": manifest and manifest.epoch,
+        "fingerprints": manifest and sorted(manifest.fingerprints.values()),
         "file_bytes": generation.file_bytes,
         "problem": generation.problem or None,
     }

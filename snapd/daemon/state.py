@@ -29,6 +29,10 @@ from snapd.repository import Recovery, Repository
 from snapd.warmup import Loader, Registrar, Warmer
 
 
+_LABELS_MAX = 32
+"""Most labels that the status lists."""
+
+
 def process_age_seconds() -> float:
     """Seconds since this process was started by `exec` or `fork`, from /proc (proc(5), field 22 of
     `stat`), so that imports count as well."""
@@ -302,8 +306,16 @@ class DaemonState:
         return {
             "label": learned.label if learned is not None else None,
             "problem": learned.problem if learned is not None else "",
-            "blocks": labelled_blocks(self.repository) if self.recovery is not None else {},
+            "on_disk": self._labels_on_disk() if self.recovery is not None else [],
         }
+
+    def _labels_on_disk(self) -> Sequence[Mapping[str, Any]]:
+        labels = self.repository.fingerprints
+        totals = self.repository.catalog.live_totals_by_fingerprint()
+        return [
+            {"label": labels.get(one, ""), "blocks": blocks, "bytes": total}
+            for one, (blocks, total) in list(totals.items())[:_LABELS_MAX]
+        ]
 
     def _full(self) -> str:
         if self.space is None or self.space.bound == "budget":

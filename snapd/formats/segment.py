@@ -132,7 +132,7 @@ SLOT_FIELDS = (
     RecordField("group", "<u4", "group of the block; 0 is none"),
     RecordField("writer", "<u4", "writer that reserved the slot"),
     RecordField("key_length", "<u2", "bytes of the key, 1 to 1024"),
-    RecordField("fingerprint", "<u2", "row of the fingerprint table; 0 is unlabelled"),
+    RecordField("fingerprint", "<u2", "16 bits of its label's number, to count; 0 is unlabelled"),
     RecordField("state", "u1", "0 free, 1 writing, 2 published, 3 cold, 4 removed"),
     RecordField("pin", "u1", "0 none, 1 soft, 2 hard"),
     RecordField("reserved", "<u2", "zero"),

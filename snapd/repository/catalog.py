@@ -106,6 +106,19 @@ class Catalog:
             live = self._store.at_places("state") == RowState.LIVE
             return int(live.sum()), int(self._store.at_places("size").sum(where=live))
 
+    def live_totals_by_fingerprint(self) -> dict[int, tuple[int, int]]:
+        """`live_totals` of each fingerprint id that has live rows, most bytes first."""
+        with self.lock:
+            live = self._store.at_places("state") == RowState.LIVE
+            ids = self._store.at_places("fingerprint")[live]
+            sizes = self._store.at_places("size")[live]
+        blocks = np.bincount(ids)
+        # As floats sums are exact up to 2^53, 8 PiB.
+        totals = np.bincount(ids, weights=sizes)
+        used = np.flatnonzero(blocks)
+        order = used[np.argsort(-totals[used], kind="stable")]
+        return {one: (int(blocks[one]), int(totals[one])) for one in order.tolist()}
+
     def column(self, name: str, rows: Rows) -> Column:
         """A column of `BlockTable` at these rows."""
         with self.lock:

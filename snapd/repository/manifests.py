@@ -53,6 +53,7 @@ def make_manifest(
             rows.append(np.flatnonzero(live) + pack.rows.start)
     # Pack by pack, not all at once: two writers may seal in another order than they began.
     live_rows = np.concatenate(rows)
+    labels = set(np.unique(catalog.column("fingerprint", live_rows)).tolist())
     return Manifest(
         epoch=state.epoch,
         pack_floor=pack_floor,
@@ -69,7 +70,9 @@ def make_manifest(
         live=np.concatenate(masks),
         heat=catalog.column("heat", live_rows),
         incarnations=tuple(sorted(state.incarnations.values())),
-        fingerprints=dict(state.fingerprints),
+        # Each pack says the labels of its blocks again; here only those that still have some, so
+        # that the labels of weights long gone do not make every manifest longer.
+        fingerprints={one: text for one, text in state.fingerprints.items() if one in labels},
         write_debt_bytes=write_debt_bytes,
     )
 

@@ -26,7 +26,8 @@ LABELS_MAX = 1024
 """Most texts that are kept of clients that are gone."""
 
 _COUNT_SECONDS = 1.0
-"""Age of a count that is still given: counting a million slots takes some milliseconds."""
+"""Age of a count that is still given, unless it found nothing: counting a million slots takes some
+milliseconds, and each connection of a client is greeted."""
 
 _NOTICE_SECONDS = 60.0
 """A client of one label that comes again and again is spoken of so often."""
@@ -99,11 +100,8 @@ class Labels:
         Where it finds nothing although there is something, that is said: its keys may be there
         under another label, and it cannot know.
         """
-        if now - self._counted_at > _COUNT_SECONDS:
-            book = self._blocks.book
-            served = (book.state == SlotState.PUBLISHED) | (book.state == SlotState.COLD)
-            short = book.records["fingerprint"][served]
-            self._counts, self._counted_at = np.bincount(short, minlength=1 << 16), now
+        if now - self._counted_at > _COUNT_SECONDS or not self._counts[label.short]:
+            self._count(now)
         own = int(self._counts[label.short])
         others = int(self._counts.sum()) - own
         known = self._known[label.number]
@@ -118,6 +116,12 @@ class Labels:
                 other_blocks=others,
             )
         return own, others
+
+    def _count(self, now: float) -> None:
+        book = self._blocks.book
+        served = (book.state == SlotState.PUBLISHED) | (book.state == SlotState.COLD)
+        short = book.records["fingerprint"][served]
+        self._counts, self._counted_at = np.bincount(short, minlength=1 << 16), now
 
     def _forget_oldest(self) -> None:
         """Those of clients are bounded by the connections that there may be."""

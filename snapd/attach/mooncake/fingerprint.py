@@ -17,13 +17,12 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import msgspec
-import xxhash
 
 from snapd.attach.backoff import Backoff
 from snapd.attach.mooncake.http import Answer, HttpPeer
+from snapd.blocks.labels import Scalar, label_text
 from snapd.config import event
 from snapd.errors import ProtocolError, SnapdError
 from snapd.formats.tables import FINGERPRINT_BYTES_MAX
@@ -36,11 +35,9 @@ _HOLD_SECONDS = 30.0
 """A busy SGLang may be slow; one that is gone refuses the connection. So long slow is gone."""
 TIMEOUT_SECONDS = 2.0
 _BODY_BYTES_MAX = 16 << 20
-_SAFE = "/.:@+,-_"
 _IN_DOUBT = "?"
 """Stands for a label, where nobody knows whether one is in force."""
 
-Scalar = str | int | float | bool | None
 Info = TypeVar("Info")
 _logger = logging.getLogger(__name__)
 
@@ -96,15 +93,7 @@ def label_of(server: ServerInfo, model: ModelInfo | None) -> str:
         values["is_mla"] = layout.hicache_object_layout.is_mla_backend
     if model is not None:
         values |= msgspec.structs.asdict(model)
-    pairs = (
-        f"{name}={quote(_text(value), safe=_SAFE)}"
-        for name, value in sorted(values.items())
-        if value is not None and value not in {"", "{}"}
-    )
-    label = " ".join(pairs)
-    if len(label) > FINGERPRINT_BYTES_MAX:
-        return f"xxh3_128={xxhash.xxh3_128_hexdigest(label.encode())}"
-    return label
+    return label_text(values, length_max=FINGERPRINT_BYTES_MAX)
 
 
 class SglangServer:
@@ -300,7 +289,3 @@ class Fingerprints:
         except SnapdError as error:
             event(_logger, logging.WARNING, "left blocks unlabelled", error=error)
             return 0
-
-
-def _text(value: Scalar) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
