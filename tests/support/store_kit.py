@@ -63,11 +63,16 @@ class StoreClient:
     """A client that copies, hashes and verifies, as `snapd.client` does, one batch at a time."""
 
     def __init__(
-        self, call: Call, role: str = "client", hang_up: Callable[[], None] = lambda: None
+        self,
+        call: Call,
+        role: str = "client",
+        hang_up: Callable[[], None] = lambda: None,
+        label: str = "",
     ) -> None:
+        """`label`: its keys have to carry the tag of it."""
         self.call = call
         self.hang_up = hang_up
-        self.hello = call(m.Hello(m.PROTOCOL_VERSION, role, "test"), m.HelloReply)
+        self.hello = call(m.Hello(m.PROTOCOL_VERSION, role, "test", label), m.HelloReply)
         self.view = SegmentView(self.hello.segment_path, self.hello.segment_id)
         self.view.hold_writer(self.hello.writer)
 
@@ -263,9 +268,9 @@ class LocalStore:
         self.now += seconds
         self.collect()
 
-    def client(self, role: str = "client") -> StoreClient:
+    def client(self, role: str = "client", label: str = "") -> StoreClient:
         connection, call = self.connect()
-        client = StoreClient(call, role)
+        client = StoreClient(call, role, label=label)
         self._clients[connection] = client
         client.connection = connection  # type: ignore[attr-defined]
         return client

@@ -6,37 +6,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from daemon_kit import LocalDaemon
 from store_kit import LocalStore, content, shared_memory_path
 
-from snapd.attach.port import Source
-from snapd.blocks import BlockTable
+from snapd.blocks.labels import label_tag
 from snapd.disk.simulated import SimulatedDisk
 from snapd.warmup import Demand, Warmer
 
 NONE, FIRST, SECOND = "", "dtype=bfloat16", "dtype=float16"
 LABELS = (NONE, FIRST, SECOND)
-BLOCKS = {b"key-%02d" % number: content(number, 9000) for number in range(24)}
-
-
-class LabellingSource:
-    """A real source of the bundled store, with a fingerprint for each key."""
-
-    def __init__(self, source: Source, fingerprint: Callable[[bytes], int]) -> None:
-        self._source, self._fingerprint = source, fingerprint
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
-    def describe(self, slots: Any) -> BlockTable:
-        table = self._source.describe(slots)
-        labels = [self._fingerprint(key) for key in table.keys.to_list()]
-        return table.with_columns(fingerprint=np.array(labels, np.uint16))
+BLOCKS = {
+    label: {
+        b"key-%02d" % number + label_tag(label): content(number + at, 9000) for number in range(8)
+    }
+    for at, label in enumerate(LABELS)
+}
 
 
 @dataclass
@@ -95,16 +83,8 @@ def site() -> Iterator[Site]:
         store = LocalStore(path, global_segment_size=1 << 22)
         daemon = LocalDaemon(store, disk)
         daemon.attach()
-        session, repository = daemon.session, daemon.repository
-        assert session is not None
-
-        def fingerprint(key: bytes) -> int:
-            return repository.fingerprint(LABELS[int(key[-2:]) % 3])
-
-        labelled: Any = lambda: LabellingSource(session.open_source(), fingerprint)  # noqa: E731
-        daemon.session = replace(session, open_source=labelled)
-        daemon.link.publish(daemon.session)
-        store.client().put(BLOCKS)
+        for label, blocks in BLOCKS.items():
+            store.client(label=label).put(blocks)
         daemon.flush()
         daemon.commit()
         daemon.close()
@@ -128,7 +108,7 @@ def test_only_blocks_of_the_expected_fingerprint_come_back(site: Site, label: st
     sample = site.daemon.metrics.registry.get_sample_value
     assert sample("snapd_warmup_blocks_total", {"result": "other_fingerprint"}) == 16
     assert sample("snapd_warmup_blocks_total", {"result": "loaded"}) == 8
-    assert site.daemon.repository.catalog.live_totals()[0] == len(BLOCKS), "they stay on disk"
+    assert site.daemon.repository.catalog.live_totals()[0] == 24, "they stay on disk"
 
 
 def test_back_to_the_first_fingerprint_its_blocks_come_back(site: Site) -> None:
