@@ -334,6 +334,9 @@ class Flusher:
             self._looks,
             settled=lambda: self._offloader.tell(session),
         )
+        if not self._looks:
+            # A store that was started again knows of nothing; what follows may take long.
+            self._offloader.tell(session)
         try:
             result = flush.run()
         except SnapdError as error:

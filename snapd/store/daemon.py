@@ -83,6 +83,14 @@ class DaemonSession:
         stale: I64 = cold[self._blocks.durable[cold] != self.generation]
         return stale
 
+    def awaits_disk(self) -> Bools | None:
+        """Which slots' blocks would be lost by an eviction and will not be once they are on disk,
+        bool [slots]; None without an SSD tier."""
+        if not (self.offloads and self.attached):
+            return None
+        result: Bools = self._blocks.durable != self.generation
+        return result
+
     def outlives_eviction(self, rows: I64) -> Bools:
         """Which of these published slots' blocks can be read from disk afterwards, bool [n]."""
         durable: Bools = self._blocks.durable[rows] == self.generation

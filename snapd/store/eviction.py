@@ -17,6 +17,11 @@ WINDOWS_MAX = 2048
 _AFTER_ALL_OTHERS = 1e15
 """More than any difference between two times."""
 
+FLUSH_GRACE_SECONDS = 15.0
+"""With an SSD tier, a block that is not on disk yet goes as if it had been used so much later: a
+few flushes. Most blocks that would be lost are on disk by then. Longer, and blocks that no budget
+lets onto the disk would push out everything that can be loaded again."""
+
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
 
@@ -32,6 +37,8 @@ class Candidates:
     """Until when a soft pin holds; in the past without one."""
     held: Bools
     """Hard-pinned, or being written to disk right now."""
+    awaits_disk: Bools | None = None
+    """Would stay readable if it were on disk, and is not. None: there is no SSD tier."""
 
 
 def evictable(slots: Candidates, now: float, *, cold_too: bool) -> I64:
@@ -47,6 +54,8 @@ def evictable(slots: Candidates, now: float, *, cold_too: bool) -> I64:
 def ages(slots: Candidates, rows: I64, now: float) -> F64:
     """The lower, the sooner a slot goes: by its last use, soft pins after all others."""
     age: F64 = slots.lease_until[rows]
+    if slots.awaits_disk is not None:
+        age[slots.awaits_disk[rows]] += FLUSH_GRACE_SECONDS
     age[slots.soft_until[rows] > now] += _AFTER_ALL_OTHERS
     return age
 

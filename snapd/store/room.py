@@ -170,6 +170,7 @@ class Room:
             lease_until=self._blocks.lease_until,
             soft_until=self._blocks.soft_until,
             held=self._blocks.hard_pinned | (self._blocks.pin_owner != 0),
+            awaits_disk=self._daemon.awaits_disk(),
         )
 
     def _evict_rows(self, victims: I64, *, offload: bool) -> None:
