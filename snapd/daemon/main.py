@@ -16,6 +16,7 @@ from types import FrameType
 from snapd.attach.backoff import Backoff
 from snapd.attach.mooncake.fingerprint import Fingerprints
 from snapd.attach.session import Link
+from snapd.attach.traced import TracedHeat
 from snapd.blocks import Codec
 from snapd.config import Settings, event
 from snapd.config.notify import notify, watchdog_seconds
@@ -26,6 +27,7 @@ from snapd.daemon.keeper import Keeper
 from snapd.daemon.pacer import Pacer
 from snapd.daemon.state import DaemonState, process_age_seconds
 from snapd.daemon.supervise import StoreSupervisor
+from snapd.daemon.trace import TraceReceiver
 from snapd.daemon.upkeep import Upkeep
 from snapd.daemon.waiting import wait_for_disk
 from snapd.daemon.workers import Workers
@@ -38,6 +40,7 @@ from snapd.metrics import Metrics
 from snapd.repository import Recovery, Repository
 from snapd.repository.ballast import ballast_within
 from snapd.warmup import Demand, Loader, Registrar, Warmer
+from snapd.wire.trace import trace_socket
 
 _HOUSEKEEPING_SECONDS = 1.0
 _SIGNAL_SECONDS = 0.1
@@ -161,8 +164,15 @@ class Daemon:
         self._metrics = metrics = Metrics()
         metrics.started(process_age_seconds, settings.snapshot_interval_sec)
         self._link = link = Link()
-        demand = Demand()
-        pace = Pacer(settings.io_bytes_per_sec_max, stopping)
+        demand, pace = Demand(), Pacer(settings.io_bytes_per_sec_max, stopping)
+        traced = TracedHeat(repository)
+        self._trace = TraceReceiver(
+            trace_socket(settings.runtime_dir),
+            traced,
+            metrics,
+            self._ended,
+            group_shared=settings.group_shared,
+        )
         self._writers = writers = Writers.build(
             settings,
             repository,
@@ -170,6 +180,7 @@ class Daemon:
             meter=meter,
             pace=pace,
             metrics=metrics,
+            traced=traced,
             stopping=stopping,
         )
         self._flusher = writers.flusher
@@ -188,15 +199,7 @@ class Daemon:
             ended=self._ended,
         )
         loader = Loader(repository, link, demand, metrics, stopping)
-        warmer = Warmer(
-            repository,
-            link,
-            demand,
-            pace=pace,
-            observer=metrics,
-            stopping=stopping,
-            fingerprint=None if fingerprints is None else fingerprints.present,
-        )
+        warmer = self._build_warmer(demand, pace, fingerprints, traced)
         rewrite = partial(repository.compact, pace=pace, adopting=link.adopting)
         self._workers = Workers(on_failure=stopping.set)
         self._state = DaemonState(
@@ -212,9 +215,28 @@ class Daemon:
             events=events,
             workers=self._workers,
             upkeep=Upkeep(repository, link, events, rewrite),
+            trace=self._trace,
             fingerprints=fingerprints,
         )
         self._work = self._list_work(events, loader, warmer, fingerprints)
+
+    def _build_warmer(
+        self,
+        demand: Demand,
+        pace: Pacer,
+        fingerprints: Fingerprints | None,
+        traced: TracedHeat,
+    ) -> Warmer:
+        return Warmer(
+            self._repository,
+            self._link,
+            demand,
+            pace=pace,
+            observer=self._metrics,
+            stopping=self._stopping,
+            fingerprint=None if fingerprints is None else fingerprints.present,
+            traced=traced,
+        )
 
     def _list_work(
         self,
@@ -231,6 +253,7 @@ class Daemon:
             "loader": loader.run,
             "compactor": self._writers.compactor.run,
             "housekeeper": self._keep_house,
+            "trace": self._trace.run,
         }
         if self._settings.enable_warmup:
             work["warmer"] = warmer.run
@@ -258,6 +281,7 @@ class Daemon:
                 if supervisor is not None:
                     supervisor.stop(settings.grace_sec)
                 return 1
+            self._trace.open()
             notify("READY=1\nSTATUS=running")  # before the housekeeper speaks of the watchdog
             for name, work in self._work.items():
                 self._workers.start(name, work)

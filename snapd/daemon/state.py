@@ -19,6 +19,7 @@ from snapd.config import Settings
 from snapd.daemon.events import EventsWorker
 from snapd.daemon.keeper import Keeper
 from snapd.daemon.supervise import StoreSupervisor
+from snapd.daemon.trace import TraceReceiver
 from snapd.daemon.upkeep import Upkeep
 from snapd.daemon.workers import Workers
 from snapd.daemon.writers import Writers
@@ -27,7 +28,6 @@ from snapd.flusher.budget import SpaceState
 from snapd.metrics import Metrics
 from snapd.repository import Recovery, Repository
 from snapd.warmup import Loader, Registrar, Warmer
-
 
 _LABELS_MAX = 32
 """Most labels that the status lists."""
@@ -58,6 +58,7 @@ class DaemonState:
     events: EventsWorker
     workers: Workers
     upkeep: Upkeep
+    trace: TraceReceiver
     fingerprints: Fingerprints | None = None
     """None with the bundled store, whose clients say their own."""
     supervisor: StoreSupervisor | None = None
@@ -147,6 +148,7 @@ class DaemonState:
             self.loader.backoff.error,
             self.disk_error,
             self._full(),
+            self.trace.problem,
             self.fingerprints.problem if self.fingerprints is not None else "",
         )
         return list(dict.fromkeys(error for error in candidates if error))
@@ -215,6 +217,7 @@ class DaemonState:
             "warmup": self._warmup(),
             "offload": self._offload(),
             "fingerprint": self._fingerprint(),
+            "trace": self.trace.document(),
             "errors": self.problems(),
         }
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from snapd.attach.session import Link, Session
+from snapd.attach.traced import TracedHeat
 from snapd.blocks.keys import I64
 from snapd.config import Settings
 from snapd.disk.metered import MeteredDisk
@@ -37,6 +38,7 @@ class Writers:
         meter: MeteredDisk,
         pace: Callable[[int], None],
         metrics: Metrics,
+        traced: TracedHeat,
         stopping: threading.Event,
     ) -> Writers:
         """All three, not started; `meter` is the repository's disk."""
@@ -48,7 +50,9 @@ class Writers:
             pack_bytes_max=settings.pack_bytes_max,
             bytes_written=lambda: meter.bytes_written,
         )
-        flusher = Flusher(repository, link, settings, pace=pace, observer=metrics, budget=budget)
+        flusher = Flusher(
+            repository, link, settings, pace=pace, observer=metrics, budget=budget, traced=traced
+        )
 
         def drop_cold(session: Session, resident: I64) -> None:
             with closing(session.open_sink()) as sink:

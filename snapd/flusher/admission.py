@@ -11,6 +11,7 @@ import numpy as np
 
 from snapd.attach.port import Source
 from snapd.attach.session import Session
+from snapd.attach.traced import TracedHeat
 from snapd.blocks import BlockTable
 from snapd.blocks.keys import I64, U64
 from snapd.flusher.budget import Budget
@@ -38,8 +39,9 @@ _PACK_BYTES = 32_768
 class Admission:
     """The flusher's judgement; for one thread."""
 
-    def __init__(self, repository: Repository, budget: Budget) -> None:
+    def __init__(self, repository: Repository, budget: Budget, traced: TracedHeat) -> None:
         self._repository = repository
+        self._traced = traced
         self._budget = budget
         self._curve: HeatCurve | None = None
         self._live_bytes = 0
@@ -79,7 +81,8 @@ class Admission:
             with residency.lock:
                 slots = residency.waiting(NO_SPACE, WRITE_BUDGET)
                 if len(slots) > _TAKEN_UP_MAX:
-                    slots = slots[np.argsort(-source.heat(slots), kind="stable")[:_TAKEN_UP_MAX]]
+                    heat = self._traced.heat_of_slots(source, slots)
+                    slots = slots[np.argsort(-heat, kind="stable")[:_TAKEN_UP_MAX]]
                 residency.forget(slots)
 
     def judge(self, table: BlockTable, *, writes: bool) -> I64:
@@ -118,7 +121,8 @@ class Admission:
             if len(slots) and self._live_bytes >= self._live_max:
                 self._curve = self._heat_curve()
                 coldest = float(self._curve.heat[0]) if len(self._curve.heat) else 0.0
-                slots = slots[source.heat(slots) > HOTTER_FACTOR * coldest]
+                heat = self._traced.heat_of_slots(source, slots)
+                slots = slots[heat > HOTTER_FACTOR * coldest]
             residency.forget(slots)  # the next look finds them new
 
     def count_waiting(self, session: Session) -> None:

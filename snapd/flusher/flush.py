@@ -24,12 +24,13 @@ import numpy as np
 
 from snapd.attach.port import PINNED_BYTES_MAX, Scan, Source
 from snapd.attach.session import Session
+from snapd.attach.traced import TracedHeat
 from snapd.blocks import BlockTable
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.blocks.table import U32
 from snapd.config import event
 from snapd.flusher.admission import WRITE, Admission
-from snapd.plans import diff_scan, hottest_first, windows
+from snapd.plans import diff_scan, pages_hottest_first, windows
 from snapd.plans.diff import same_bytes
 from snapd.plans.residency import REJECTED
 from snapd.repository import PackWriter, Removals, Repository, RowState
@@ -80,6 +81,8 @@ class Flush:
     repository: Repository
     pace: Callable[[int], None]
     admission: Admission
+    traced: TracedHeat
+    """What clients look up, which decides what is written first."""
     deadline: Callable[[], float] = lambda: float("inf")
     """On the monotonic clock, asked before each piece: what is not written by then is left."""
     piece_bytes_max: int = PINNED_BYTES_MAX
@@ -134,8 +137,8 @@ class Flush:
                 self.result.evicted = len(change.gone)
                 residency.forget(change.gone)
         self._scan = scan
-        heat = self.source.heat(change.new)
-        return change.new[hottest_first(heat, scan.sequence[change.new])]
+        ranks = self.traced.ranks_of_slots(self.source, change.new)
+        return change.new[pages_hottest_first(ranks, scan.sequence[change.new])]
 
     def _counts(self, scan: Scan) -> bool:
         """Whether what this scan lacks has really left: it was there in this same life of the
@@ -149,7 +152,7 @@ class Flush:
         # What moved since the scan is left for the next one, like what is just being written.
         table = table.take(table.slot_sequence == self._scan.sequence[table.slot])
         self.result.unread += len(slots) - len(table)
-        table = self._identify(table)
+        table = self.traced.warmed(self._identify(table))
         table = table.take(self._unmatched(table))
         order = np.arange(len(table), dtype=np.int64)
         # A pack is sealed between two pieces, so a piece is no longer than a pack.

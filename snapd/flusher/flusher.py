@@ -15,6 +15,7 @@ import numpy as np
 from snapd.attach.backoff import Backoff
 from snapd.attach.port import PINNED_BYTES_MAX, Source
 from snapd.attach.session import Link, Session
+from snapd.attach.traced import TracedHeat
 from snapd.config import Settings, event
 from snapd.errors import RefusedError, SnapdError
 from snapd.flusher.admission import Admission
@@ -108,6 +109,7 @@ class Flusher:
         pace: Callable[[int], None],
         observer: FlushObserver,
         budget: Budget,
+        traced: TracedHeat | None = None,
         piece_bytes_max: int = PINNED_BYTES_MAX,
         last_piece_bytes_max: int = LAST_PIECE_BYTES,
     ) -> None:
@@ -117,7 +119,8 @@ class Flusher:
         self._last_piece_bytes_max = last_piece_bytes_max
         self._repository = repository
         self._budget = budget
-        self._admission = Admission(repository, budget)
+        self._traced = traced or TracedHeat(repository)
+        self._admission = Admission(repository, budget, self._traced)
         self._link = link
         self._settings = settings
         self._pace = pace
@@ -329,6 +332,7 @@ class Flusher:
             self._repository,
             self._pace,
             self._admission,
+            self._traced,
             deadline,
             piece_bytes_max or self._piece_bytes_max,
             self._looks,
@@ -436,7 +440,7 @@ class Flusher:
         session = self._link.session
         source = self._source_of(session) if session is not None else None
         if self._heat is None:
-            self._heat = HeatBook(self._repository.catalog)
+            self._heat = HeatBook(self._repository.catalog, self._traced)
         self._heat.update(session, source)
         settled = session is not None and session.settled.is_set() and not session.lost.is_set()
         summary = commit_in_room(self._repository, self._budget, settled=settled)

@@ -30,6 +30,7 @@ QUARANTINE_REASONS = ("segment", "pack", "store", "unreadable")
 DROP_REASONS = ("budget", "disk")
 """What set the limit: the setting, the disk's free space, or a write that the disk refused."""
 LEFT_OUT_REASONS = ("colder", "no_space", "write_budget")
+TRACE_RESULTS = ("accepted", "malformed", "refused")
 LOOK_RESULTS = ("new", "rewritten", "vanished", "moved", "in_doubt")
 LOAD_RESULTS = (
     *("loaded", "from_memory", "superseded", "rejected"),
@@ -50,6 +51,7 @@ class Metrics:
         self._warmup_metrics()
         self._store_metrics()
         self._mooncake_metrics()
+        self._trace_metrics()
         info = self._gauge(
             "build_info", "Versions of what runs; the value is always 1.", "version", "python"
         )
@@ -199,6 +201,19 @@ class Metrics:
         """The SSD tier: so many blocks are served from disk only."""
         self._offload_blocks.set(blocks)
         self._offload_bytes.set(bytes_on_disk)
+
+    # --- traces of look-ups ---------------------------------------------------------------------
+
+    def traced(self, accepted: int, malformed: int, refused: int) -> None:
+        """Datagrams by what became of them; see `TRACE_RESULTS`."""
+        for result, datagrams in zip(TRACE_RESULTS, (accepted, malformed, refused), strict=True):
+            self._traces.labels(result).inc(datagrams)
+
+    def traced_pages(self, hits: int, misses: int, known: int) -> None:
+        """Pages that clients looked up, and of how many heat is known now."""
+        self._traced_pages.labels("hit").inc(hits)
+        self._traced_pages.labels("miss").inc(misses)
+        self._known_pages.set(known)
 
     # --- looks at Mooncake ----------------------------------------------------------------------
 
@@ -376,6 +391,21 @@ class Metrics:
         )
         self._keys_without_slot = self._gauge(
             "mooncake_keys_without_slot", "Keys that segment_blocks_max leaves no slot for."
+        )
+
+    def _trace_metrics(self) -> None:
+        self._traces = self._counter(
+            "trace_lookups", "Look-ups that clients told, by what became of them.", "result"
+        )
+        for result in TRACE_RESULTS:
+            self._traces.labels(result)
+        self._traced_pages = self._counter(
+            "trace_pages", "Pages of those look-ups, by whether they were there.", "result"
+        )
+        for result in ("hit", "miss"):
+            self._traced_pages.labels(result)
+        self._known_pages = self._gauge(
+            "trace_known_pages", "Pages that heat is known of by look-ups."
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -3,7 +3,12 @@
 from snapd.plans.diff import ScanDiff, diff_scan, same_bytes
 from snapd.plans.heat import cooling, decay, heat_from_reads, lift_parents, parent_rows, quantise
 from snapd.plans.merge import ReadRuns, merge_reads
-from snapd.plans.order import chains_hottest_first, hottest_first, stretches_hottest_first
+from snapd.plans.order import (
+    chains_hottest_first,
+    hottest_first,
+    pages_hottest_first,
+    stretches_hottest_first,
+)
 from snapd.plans.pace import TokenBucket
 from snapd.plans.warm import windows
 
@@ -19,6 +24,7 @@ __all__ = [
     "hottest_first",
     "lift_parents",
     "merge_reads",
+    "pages_hottest_first",
     "parent_rows",
     "quantise",
     "same_bytes",

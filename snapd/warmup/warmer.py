@@ -14,6 +14,7 @@ import numpy as np
 from snapd.attach.backoff import Backoff
 from snapd.attach.port import Sink
 from snapd.attach.session import Link, Session
+from snapd.attach.traced import TracedHeat
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.config import event
 from snapd.errors import SnapdError
@@ -55,6 +56,7 @@ class Warmer:
         observer: LoadObserver,
         stopping: threading.Event,
         fingerprint: Callable[[], int] | None = None,
+        traced: TracedHeat | None = None,
     ) -> None:
         """`fingerprint` names the blocks that readers expect now: others are left on the disk until
         it names theirs. None: all are brought back."""
@@ -64,6 +66,7 @@ class Warmer:
         self._pace = pace
         self._observer = observer
         self._stopping = stopping
+        self._traced = traced or TracedHeat(repository)
         self._fingerprint = fingerprint
         self._expected: int | None = None
         """The fingerprint of the plan."""
@@ -123,6 +126,7 @@ class Warmer:
         """Cold slots, hottest first and parents before children as far as the disk likes it, and
         the sizes of their blocks."""
         catalog = self._repository.catalog
+        self._traced.update_catalog()
         with session.residency.lock:
             slots = session.residency.cold_slots()
             rows = session.residency.row[slots]

@@ -16,6 +16,7 @@ from store_kit import LocalStore
 from snapd.attach.connect import BundledStore
 from snapd.attach.labels import LabelIds
 from snapd.attach.session import Link, Session
+from snapd.attach.traced import TracedHeat
 from snapd.blocks.keys import I64, U64
 from snapd.blocks.table import U32
 from snapd.daemon.events import EventsWorker
@@ -97,7 +98,8 @@ class LocalDaemon:
             clock=clock,
         )
         self.budget.resume(self.recovery.write_debt_bytes)
-        self.admission = Admission(self.repository, self.budget)
+        self.traced = TracedHeat(self.repository)
+        self.admission = Admission(self.repository, self.budget, self.traced)
         self.compactor = Compactor(
             self.repository,
             self.link,
@@ -109,7 +111,7 @@ class LocalDaemon:
             stopping=threading.Event(),
             clock=clock,
         )
-        self.heat = HeatBook(self.repository.catalog)
+        self.heat = HeatBook(self.repository.catalog, self.traced)
         self.offloader = Offloader(self.repository, self.metrics)
         self._offloads = offloads
         self.events = EventsWorker(self.repository, self.link, self.metrics, threading.Event())
@@ -187,6 +189,7 @@ class LocalDaemon:
                 self.repository,
                 lambda _: None,
                 self.admission,
+                self.traced,
                 looks=self._looks,
             )
             result = flush.run()
