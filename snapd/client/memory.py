@@ -121,6 +121,13 @@ class BufferRegistry:
         self._sizes[address] = size
         return True
 
+    def bytes_from(self, address: int) -> int:
+        """How much registered memory there is from `address` on; 0 where it is not registered."""
+        for start, length in tuple(self._sizes.items()):
+            if start <= address < start + length:
+                return start + length - address
+        return 0
+
     def unregister(self, address: int) -> bool:
         """Forget the range that starts at `address`. False if none does."""
         return self._sizes.pop(address, None) is not None

@@ -23,9 +23,17 @@ class Parts:
     at all.
     """
 
-    def __init__(self, addresses: _Flat, lengths: _Flat) -> None:
-        self._addresses = addresses
-        self._lengths = lengths
+    def __init__(self, all_buffer_ptrs: Any, all_sizes: Any, keep: Any = None) -> None:
+        """From what callers give; `keep` is what keeps their memory alive.
+
+        Lists for different numbers of blocks are no blocks. Raises TypeError for anything but two
+        lists of lists, of addresses and of sizes.
+        """
+        addresses = _Flat("all_buffer_ptrs", all_buffer_ptrs)
+        lengths = _Flat("all_sizes", all_sizes)
+        if len(addresses.counts) != len(lengths.counts):
+            addresses = lengths = _Flat("no blocks", [])
+        self._addresses, self._lengths, self._keep = addresses, lengths, keep
         reached = list(accumulate(lengths.values, initial=0))
         ends = lengths.ends
         self.sizes = [reached[ends[row + 1]] - reached[ends[row]] for row in range(len(ends) - 1)]
@@ -37,18 +45,6 @@ class Parts:
         if 0 in addresses.values:
             rows = (row for row in range(len(self.sizes)) if row not in self.broken)
             self.broken |= {row for row in rows if any(n and not a for a, n in self.of(row))}
-
-    @classmethod
-    def of_lists(cls, all_buffer_ptrs: Any, all_sizes: Any) -> Parts | None:
-        """From what callers give; None if it is not for the same number of blocks.
-
-        Raises TypeError for anything but two lists of lists, of addresses and of sizes.
-        """
-        addresses = _Flat("all_buffer_ptrs", all_buffer_ptrs)
-        lengths = _Flat("all_sizes", all_sizes)
-        if len(addresses.counts) != len(lengths.counts):
-            return None
-        return cls(addresses, lengths)
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -38,8 +38,9 @@ class ObjectDataType(Enum):
 class ReplicateConfig:
     """Options of a put. Attributes that do not exist, or values of a wrong type, are refused.
 
-    The bundled store honours `with_hard_pin`, `soft_pin_action` and `soft_pin_ttl_ms`. It holds one
-    copy on one machine, so what chooses the number and the place of replicas has no effect.
+    The bundled store honours `with_hard_pin`, `soft_pin_action`, `soft_pin_ttl_ms` and `group_ids`.
+    It holds one copy on one machine, so what chooses the number and the place of replicas has no
+    effect; only `replica_num` 0 is refused.
     """
 
     __slots__ = (
@@ -89,7 +90,8 @@ class ReplicateConfig:
         expected = _EXPECTED.get(name)
         if expected is not None and not expected[1](value):
             raise TypeError(f"ReplicateConfig.{name} must be {expected[0]}, not {value!r}")
-        object.__setattr__(self, name, value)
+        # A copy, as the wheel takes: what the caller does to his list later has no effect.
+        object.__setattr__(self, name, list(value) if isinstance(value, list | tuple) else value)
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from snapd.blocks import Pin
 from snapd.blocks.keys import I64, U64
+from snapd.blocks.labels import tagged_with, without_tags
 from snapd.client.link import StoreLink
+from snapd.client.options import PutOptions
 from snapd.client.transfer import Sources
 from snapd.errors import ProtocolError, StoreUnavailableError
 from snapd.wire.codes import ReturnCode
@@ -33,13 +34,12 @@ from snapd.wire.messages import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PutOptions:
-    """How blocks are kept: `pin` and for how long a soft one; `upsert` replaces existing keys."""
+class Listing(NamedTuple):
+    """The keys that the slot table named at some moment, as callers name them. It is `complete`
+    unless the disk may have more that the store does not know of yet."""
 
-    upsert: bool = False
-    pin: Pin = Pin.NONE
-    soft_pin_ttl_ms: int = 0
+    names: list[bytes]
+    complete: bool
 
 
 def ping(link: StoreLink) -> int:
@@ -67,6 +67,15 @@ def remove(link: StoreLink, keys: Sequence[bytes], *, force: bool) -> I64:
     return _decode_codes(link.call(Remove(link.encode(keys), force), Codes), len(keys))
 
 
+def names(link: StoreLink) -> Listing:
+    """The keys of this client's label. They are read from the slot table, not asked for: the store
+    goes on serving meanwhile. Keys that are put or go away during the call may be in it or not."""
+    stats = link.call(Stats(), StatsReply)
+    keys = link.segment.keys()
+    own = without_tags(keys.take(tagged_with(keys, link.options.tag)))
+    return Listing(own.to_list(), stats.cold_ready or not stats.daemon_attached)
+
+
 def remove_all(link: StoreLink, *, force: bool) -> int:
     """How many keys were removed."""
     return link.call(RemoveAll(force), Count).value
@@ -87,6 +96,8 @@ def put(link: StoreLink, keys: Sequence[bytes], sources: Sources, options: PutOp
         options.upsert,
         int(options.pin),
         options.soft_pin_ttl_ms,
+        options.keep_pin,
+        b"" if options.groups is None else options.groups.tobytes(),
     )
     reserved = link.call(request, Reserved)
     result = decode_column(reserved.codes, np.int32, len(keys)).astype(np.int64)

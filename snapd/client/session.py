@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,9 +12,10 @@ from snapd.blocks.keys import I64
 from snapd.client import requests
 from snapd.client.link import LinkOptions, StoreLink
 from snapd.client.names import split_batch, usable_rows
+from snapd.client.options import PutOptions
 from snapd.client.pool import LinkPool
 from snapd.client.reading import Delivery, ReadCounters, read_blocks
-from snapd.client.requests import PutOptions
+from snapd.client.requests import Listing
 from snapd.client.transfer import Destinations, Sources
 from snapd.errors import ProtocolError, StoreUnavailableError
 from snapd.wire.codes import ReturnCode
@@ -21,6 +23,8 @@ from snapd.wire.connection import RequestFailedError
 
 Operation = Callable[[StoreLink], I64]
 """What is done on a link, mostly once more if the link breaks; int64 [n]."""
+
+Answer = TypeVar("Answer")
 
 KeyRequest = Callable[[StoreLink, Sequence[bytes]], I64]
 """A request about n keys on a link; int64 [n]."""
@@ -67,12 +71,16 @@ class ClientSession:
         """Number of keys removed, or a negative code; not repeated, as `remove`."""
         return self._value(partial(requests.remove_all, force=force), repeatable=False)
 
+    def names(self) -> Listing | int:
+        """All keys of this client's label, or a negative code."""
+        return self._value(requests.names)
+
     def put(self, keys: Sequence[bytes], sources: Sources, options: PutOptions) -> I64:
         """0 or a negative code for each key, int64 [n]; blocks have at least 1 byte."""
 
         def operation(part: slice) -> Operation:
             taken = sources.take(range(part.start, part.stop))
-            return partial(requests.put, keys=keys[part], sources=taken, options=options)
+            return partial(requests.put, keys=keys[part], sources=taken, options=options.take(part))
 
         parts = split_batch(keys, sources.sizes, self._pool.put_bytes_max)
         return self._by_part(parts, operation, len(keys))
@@ -129,7 +137,9 @@ class ClientSession:
                 break
         return result
 
-    def _value(self, operation: Callable[[StoreLink], int], *, repeatable: bool = True) -> int:
+    def _value(
+        self, operation: Callable[[StoreLink], Answer], *, repeatable: bool = True
+    ) -> Answer | int:
         try:
             return self._pool.run(operation, repeatable=repeatable)
         except RequestFailedError as error:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from snapd.blocks.keys import U8, U64
+from snapd.client.handle import BufferHandle
 from snapd.client.memory import (
     address_of,
     checksum,
@@ -18,6 +19,8 @@ from snapd.client.memory import (
 )
 from snapd.formats.segment import DATA_UNIT_BYTES
 from snapd.wire.codes import ReturnCode
+
+Value = TypeVar("Value")
 
 
 class Sources(Protocol):
@@ -129,11 +132,12 @@ class PointerDestinations:
         """Leave the bytes: the caller is told by the return code."""
 
 
-class BytesDestinations:
-    """New `bytes` objects in `values`; b"" where nothing was delivered."""
+class ValueDestinations(Generic[Value]):
+    """New Python objects in `values`, and `nothing` where nothing was delivered."""
 
-    def __init__(self, count: int) -> None:
-        self.values = [b""] * count
+    def __init__(self, count: int, nothing: Value) -> None:
+        self.values = [nothing] * count
+        self._nothing = nothing
 
     def refused(self, rows: Sequence[int], sizes: Sequence[int]) -> dict[int, ReturnCode]:
         """See `Destinations`: everything fits."""
@@ -143,11 +147,37 @@ class BytesDestinations:
         """See `Destinations`."""
         checksums = []
         for row, source, size in zip(rows, sources, sizes, strict=True):
-            value = ctypes.string_at(source, size)
-            self.values[row] = value
-            checksums.append(checksum(value))
+            self.values[row], hashed = self._copy(source, size)
+            checksums.append(hashed)
         return np.array(checksums, np.uint64)
 
     def discard(self, row: int) -> None:
         """See `Destinations`."""
-        self.values[row] = b""
+        self.values[row] = self._nothing
+
+    def _copy(self, source: int, size: int) -> tuple[Value, int]:
+        """An object with a copy of these bytes, and the checksum of the copy."""
+        raise NotImplementedError
+
+
+class BytesDestinations(ValueDestinations[bytes]):
+    """`bytes`; b"" where nothing was delivered."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, b"")
+
+    def _copy(self, source: int, size: int) -> tuple[bytes, int]:
+        value = ctypes.string_at(source, size)
+        return value, checksum(value)
+
+
+class HandleDestinations(ValueDestinations[BufferHandle | None]):
+    """Buffers; None where nothing was delivered."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, None)
+
+    def _copy(self, source: int, size: int) -> tuple[BufferHandle, int]:
+        handle = BufferHandle(size)
+        copy_memory(handle.ptr(), source, size)
+        return handle, checksum(handle)

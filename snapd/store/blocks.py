@@ -206,10 +206,8 @@ class BlockStore:
         self.on_corrupt(keys, rows, records["sequence"], records["epoch"])
 
     def lease(self, rows: I64, now: float) -> None:
-        """Grant read leases, which also renews soft pins."""
+        """Grant read leases. They do not make a soft pin last longer: it has its own time."""
         self.lease_until[rows] = now + self.settings.lease_sec
-        soft = rows[self.book.records["pin"][rows] == Pin.SOFT]
-        self.soft_until[soft] = now + self.soft_seconds[soft]
 
     def warm(self, rows: I64, now: float) -> None:
         """Count a read of each of these slots."""

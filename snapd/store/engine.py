@@ -172,6 +172,7 @@ class StoreEngine:
             adopted_blocks=counters.adopted_blocks,
             dropped_slots=counters.dropped_slots,
             offloaded=counters.offloaded,
+            cold_ready=self._daemon.serves_cold,
         )
 
     # --- handlers -----------------------------------------------------------------------------

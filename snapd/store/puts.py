@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
+from snapd.blocks import Pin
 from snapd.blocks.keys import I64, U64, Bools, KeyColumn
 from snapd.blocks.labels import tagged_with
 from snapd.formats.segment import DATA_UNIT_BYTES, SlotState, data_units
@@ -29,7 +32,18 @@ from snapd.wire.codes import ReturnCode
 from snapd.wire.messages import Codes, PutEnd, PutRevoke, PutStart, Reserved, decode_column
 
 PIN_MAX = 2
-GROUP_MAX = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """How n blocks are to be kept, columns [n]."""
+
+    pin: npt.NDArray[np.uint8]
+    soft_seconds: npt.NDArray[np.float32]
+    """For how long a soft pin holds once the block is published."""
+    group: npt.NDArray[np.uint32]
+    moves: Bools
+    """Which blocks would take a key from one group to another."""
 
 
 class Puts:
@@ -61,8 +75,10 @@ class Puts:
         codes[~tagged_with(keys.keys, label.tag)] = ReturnCode.INVALID_KEY
         codes[sizes == 0] = ReturnCode.INVALID_PARAMS
         codes[sizes > blocks.segment.geometry.data_bytes] = ReturnCode.NO_AVAILABLE_HANDLE
-        if not (0 <= request.pin <= PIN_MAX and 0 <= request.group <= GROUP_MAX):
+        if not 0 <= request.pin <= PIN_MAX:
             codes[:] = ReturnCode.INVALID_PARAMS
+        kept = self._kept(keys, request, now)
+        codes[kept.moves] = ReturnCode.INVALID_PARAMS
 
         slots = np.zeros(len(keys), np.int64)
         offsets = np.zeros(len(keys), np.int64)
@@ -83,18 +99,46 @@ class Puts:
         records["key_offset"] = got.key_offsets[won]
         records["key_length"] = keys.lengths[rows]
         records["epoch"] = blocks.segment.epoch
-        records["group"] = request.group & GROUP_MAX
+        records["group"] = kept.group[rows]
         records["fingerprint"] = label.short
         records["writer"] = writer
         records["state"] = SlotState.WRITING
-        records["pin"] = request.pin
+        records["pin"] = kept.pin[rows]
         blocks.heap.write(keys, rows, got.key_offsets[won])
         blocks.book.fill(into, records)
         blocks.upsert[into] = request.upsert
-        blocks.soft_seconds[into] = _soft_seconds(request.soft_pin_ttl_ms)
+        blocks.soft_seconds[into] = kept.soft_seconds[rows]
         slots[rows], sequences[rows] = into, records["sequence"]
         offsets[rows] = blocks.segment.geometry.data_offset + got.extents[won] * DATA_UNIT_BYTES
         return reserved_reply(codes, slots, sequences, offsets)
+
+    def _kept(self, keys: PaddedKeys, request: PutStart, now: float) -> _Kept:
+        """How the blocks of a request are to be kept. Raises ProtocolError.
+
+        One that replaces another block keeps its hard pin and, where the request says so, its soft
+        pin; and its group, which no block can leave for another while the key is there.
+        """
+        count, blocks = len(keys), self._blocks
+        given = decode_column(request.groups, np.uint32, count) if request.groups else None
+        group = np.zeros(count, np.uint32) if given is None else given
+        pin = np.full(count, request.pin, np.uint8)
+        seconds = np.full(count, _soft_seconds(request.soft_pin_ttl_ms), np.float32)
+        moves = np.zeros(count, np.bool_)
+        if request.upsert:
+            found = blocks.find(keys)
+            replaces = self._daemon.serves(found)
+            old = found[replaces]
+            theirs = blocks.book.records["group"][old]
+            if given is None:
+                group[replaces] = theirs
+            else:
+                moves[replaces] = theirs != given[replaces]
+            left = np.maximum(blocks.soft_until[old] - now, 0) * request.keep_pin
+            soft = np.flatnonzero(replaces)[left > 0]
+            pin[soft] = np.maximum(pin[soft], Pin.SOFT)
+            seconds[soft] = left[left > 0]
+            pin[np.flatnonzero(replaces)[blocks.book.records["pin"][old] == Pin.HARD]] = Pin.HARD
+        return _Kept(pin, seconds, group, moves)
 
     def _within_bounds(self, writer: int, units: I64) -> Bools:
         """Which of these reservations do not make the writer's unfinished space too much."""

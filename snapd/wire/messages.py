@@ -64,7 +64,10 @@ class PutStart(Message, frozen=True, tag="put_start"):
     upsert: bool = False
     pin: int = 0
     soft_pin_ttl_ms: int = 0
-    group: int = 0
+    keep_pin: bool = False
+    """A block that replaces one with a soft pin takes it over, until when it held."""
+    groups: bytes = b""
+    """uint32 [n], 0 for none; without it a block has the group of the one that it replaces."""
 
 
 class PutEnd(Message, frozen=True, tag="put_end"):
@@ -370,6 +373,8 @@ class StatsReply(Message, frozen=True, tag="stats_reply"):
     dropped_slots: int
     offloaded: int = 0
     """Of the evictions: blocks that stayed readable from disk."""
+    cold_ready: bool = False
+    """Whether the store knows of every block that the daemon has on disk."""
 
 
 class Failure(Message, frozen=True, tag="failure"):

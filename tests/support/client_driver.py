@@ -6,6 +6,7 @@ python client_driver.py mooncake <master host:port> <metadata URL>
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -101,6 +102,37 @@ class World:
         code: int = self.client.put_from(key, memory.ctypes.data, size)
         self.client.unregister_buffer(memory.ctypes.data)
         return code
+
+    def buffer_of(self, key: str) -> tuple[bytes, int, int, bytes, bytes, bool]:
+        """`get_buffer`: bytes, lengths, what lies at its address, a slice, if it is read only."""
+        got = self.client.get_buffer(key)
+        view = memoryview(got)
+        there = ctypes.string_at(got.ptr(), got.size())
+        return bytes(got), got.size(), len(got), there, bytes(view[2:4]), view.readonly
+
+    def buffers_of(self, keys: list[str]) -> list[bytes | None]:
+        """Bytes of `batch_get_buffer`."""
+        return [None if got is None else bytes(got) for got in self.client.batch_get_buffer(keys)]
+
+    def buffer_outlives(self, key: str, value: bytes) -> tuple[bytes, bytes]:
+        """A buffer after its key got another value, and that value."""
+        got = self.client.get_buffer(key)
+        self.client.remove(key, True)
+        self.client.put(key, value)
+        return bytes(got), bytes(self.client.get_buffer(key))
+
+    def buffer_byte(self, key: str, at: int) -> int:
+        """One byte of a buffer's view."""
+        byte: int = memoryview(self.client.get_buffer(key))[at]
+        return byte
+
+    def copied_groups(self, groups: tuple[str, ...]) -> tuple[list[str], None]:
+        """What a configuration says of its groups, and after they were taken away."""
+        made = self.module.ReplicateConfig()
+        made.group_ids = groups
+        before = made.group_ids
+        made.group_ids = None
+        return before, made.group_ids
 
 
 def run_step(world: World, step: Step) -> str:
