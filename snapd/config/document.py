@@ -1,11 +1,13 @@
-"""`settings_document`: docs/settings.md, from the schema.
+"""`settings_document` and `example_file`: docs/settings.md and systemd/snapd.toml, from the schema.
 
-Renew it with `python -m snapd.config.document > docs/settings.md`.
+Renew them with `python -m snapd.config.document > docs/settings.md` and
+`python -m snapd.config.document --toml > systemd/snapd.toml`.
 """
 
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -15,6 +17,7 @@ from snapd.config.settings import BYTE_SETTINGS, Settings, environment_variables
 
 _HINTS: dict[str, Any] = get_type_hints(Settings, include_extras=True)
 _BYTE_UNITS = ("", "kb", "mb", "gb", "tb")
+_COMMENT_COLUMNS = 98
 _LIMITS = {"gt": "over", "ge": "from", "lt": "under", "le": "up to"}
 
 
@@ -53,6 +56,37 @@ def settings_document() -> str:
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def example_file() -> str:
+    """A TOML file with every setting at its default, commented out and explained."""
+    text = (
+        f"Settings of snapd, as {DEFAULT_FILE}. Each line that is commented out is the default. "
+        "The environment and flags win over this file. Unknown keys and bad values are errors. "
+        "Sizes in bytes also take text such as 512mb or 4gb."
+    )
+    lines = _comment(text)
+    for field in msgspec.structs.fields(Settings):
+        lines += ["", *_comment(f"{describe(field.name)} ({_values_text(field.name)})")]
+        lines.append(f"# {field.name} = {_toml_text(field.name, field.default)}")
+    return "\n".join(lines).replace("`", "") + "\n"
+
+
+def _comment(text: str) -> list[str]:
+    wrapped = textwrap.wrap(text, _COMMENT_COLUMNS - 3, break_on_hyphens=False)
+    return [f"## {line}" for line in wrapped]
+
+
+def _toml_text(name: str, default: object) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    if name in BYTE_SETTINGS and isinstance(default, int):
+        return str(default) if default < 1024 else f'"{_bytes_text(default)}"'
+    if isinstance(default, (int, float)):
+        return f"{default:g}"
+    if isinstance(default, tuple):
+        return "[" + ", ".join(f'"{one}"' for one in default) + "]"
+    return f'"{default}"'
 
 
 def _metadata(name: str) -> tuple[msgspec.Meta, ...]:
@@ -102,4 +136,4 @@ def _values_text(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(settings_document())
+    sys.stdout.write(example_file() if sys.argv[1:] == ["--toml"] else settings_document())

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from snapd.config import Settings, load_settings
-from snapd.config.document import describe, settings_document
+from snapd.config.document import describe, example_file, settings_document
 from snapd.config.load import parse_bytes
 from snapd.config.settings import (
     BYTE_SETTINGS,
@@ -289,3 +289,19 @@ def test_docs_settings_is_what_the_schema_says() -> None:
     assert path.read_text() == settings_document(), (
         "renew it: .venv/bin/python -m snapd.config.document > docs/settings.md"
     )
+
+
+def test_the_example_file_is_what_the_schema_says() -> None:
+    path = Path(__file__).parents[2] / "systemd" / "snapd.toml"
+    assert path.read_text() == example_file(), (
+        "renew it: .venv/bin/python -m snapd.config.document --toml > systemd/snapd.toml"
+    )
+
+
+def test_every_line_of_the_example_file_is_the_default(tmp_path: Path) -> None:
+    lines = example_file().splitlines()
+    said = [line.removeprefix("# ") for line in lines if not line.startswith("##")]
+    path = tmp_path / "snapd.toml"
+    path.write_text("\n".join(said))
+    assert len([line for line in said if line]) == len(msgspec.structs.fields(Settings))
+    assert load_settings(path, {}) == Settings()
