@@ -98,7 +98,7 @@ class LocalDaemon:
             clock=clock,
         )
         self.budget.resume(self.recovery.write_debt_bytes)
-        self.traced = TracedHeat(self.repository)
+        self.traced = TracedHeat(self.repository, clock=clock)
         self.admission = Admission(self.repository, self.budget, self.traced)
         self.compactor = Compactor(
             self.repository,
