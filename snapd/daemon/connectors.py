@@ -35,6 +35,7 @@ def open_connector(
     return MooncakeConnector(
         settings,
         observer,
+        repository.disk,
         write_last=lambda: flush_soon().result(_LAST_FLUSH_SECONDS),
         fingerprint=fingerprints.at_look,
     )

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
-from snapd.attach.mooncake.adopt import adopt
+from snapd.attach.mooncake.adopt import UNKNOWN_FILE, adopt
 from snapd.attach.mooncake.attachment import Attachment
 from snapd.attach.mooncake.counters import Counters
 from snapd.attach.mooncake.inventory import ColdPolicy, Inventory
@@ -22,13 +22,15 @@ from snapd.attach.mooncake.looker import Looker, LookObserver
 from snapd.attach.mooncake.master import MasterAdmin, MasterSegment
 from snapd.attach.mooncake.memory import Memory
 from snapd.attach.mooncake.mounts import Life, MountObserver, Mounts
+from snapd.attach.mooncake.notes import MountNotes
 from snapd.attach.mooncake.poll import Poll
 from snapd.attach.mooncake.putting import Putters
 from snapd.attach.mooncake.store import MooncakeStore
 from snapd.attach.port import AttachedStore
 from snapd.config import Settings, event
 from snapd.config.settings import admin_address
-from snapd.errors import SnapdError, StoreUnavailableError
+from snapd.disk import Disk
+from snapd.errors import DiskError, SnapdError, StoreUnavailableError
 from snapd.plans.residency import Residency
 
 _BYTES_A_SLOT = 16_384
@@ -49,12 +51,13 @@ class MooncakeConnector:
         self,
         settings: Settings,
         observer: MooncakeObserver,
+        disk: Disk,
         *,
         write_last: Callable[[], None],
         fingerprint: Callable[[], int],
     ) -> None:
-        """`write_last` brings to disk what only an old file has, before that file goes;
-        `fingerprint` names what the clients put at present."""
+        """`disk` is the repository's, for a note; `write_last` brings to disk what only an old file
+        has, before that file goes; `fingerprint` names what the clients put at present."""
         self.settings = settings
         self.memory = Memory()
         self.admin = MasterAdmin(admin_address(settings))
@@ -68,6 +71,7 @@ class MooncakeConnector:
         self.poll = Poll(poll_admin, self.inventory, self.memory, fingerprint)
         self.looker = Looker(self.poll, settings.poll_sec, observer)
         self.putters = Putters(settings)
+        self._notes = MountNotes(disk)
         self._write_last = write_last
         self._daemon_id = secrets.token_bytes(_LIFE_ID_BYTES)
         """A part of every incarnation's name, because sequences begin again with this process."""
@@ -106,7 +110,9 @@ class MooncakeConnector:
             self._bury_dead(listed)
             life = self._life
         self.mounts.mount_missing(life, self._make_room)
-        self.mounts.unmount_old(self.admin.segments())
+        listed = self.admin.segments()
+        self.mounts.unmount_old(listed)
+        self._write_note(listed)
         layout = self.mounts.layout
         ids = map(str.encode, layout.segment_ids)
         name = b"\0".join([self._daemon_id, life.life_id, *ids])
@@ -163,6 +169,21 @@ class MooncakeConnector:
             seconds=look.seconds,
         )
 
+    def check_noted(self, listed: list[MasterSegment]) -> None:
+        """Raises StoreUnavailableError when segments that we wait for are not dead: keys in them
+        belong to somebody else, and nothing is waited for in the next session."""
+        if alive := self._notes.outlived(listed):
+            self.mounts.let_go(alive)
+            self._dead = {name: at for name, at in self._dead.items() if name not in alive}
+            event(
+                _logger,
+                logging.WARNING,
+                "segments that are noted as ours are listed for too long to be dead: another "
+                "daemon has them",
+                segments=len(alive),
+            )
+            raise StoreUnavailableError("attaching again: segments noted as ours are others'")
+
     def watched(self, now: Counters) -> bool:
         """Take note of counters; whether they are of the life that we know."""
         if self._life_counters is not None and not same_life(self._life_counters, now):
@@ -206,13 +227,33 @@ class MooncakeConnector:
             # What its clients removed before we came counts as well.
             life = replace(_new_life(now), since=Counters.at_birth(), counters=Counters.at_birth())
         self._adopted_life = life
-        self._dead |= adopted.dead
-        self._some_died = not adopted.adopted or bool(adopted.dead)
+        self._dead |= adopted.dead | self._find_noted(listed)
+        self._some_died = not adopted.adopted or bool(self._dead)
         if life is None:
             self.poll.begin_life(now, known=False)
             return _new_life(now)
         self.poll.begin_life(life.counters, known=True)
         return replace(life, is_whole=life.is_whole and not self._some_died)
+
+    def _find_noted(self, listed: list[MasterSegment]) -> dict[str, int]:
+        """Dead segments of the daemon before that the master has not noticed yet, and that no file
+        in shared memory is left of. Until it does, keys in them seem to live elsewhere."""
+        noted = self.mounts.inherit_noted(self._notes.read())
+        dead = {one.segment_id for one in listed} & noted
+        self._notes.wait_for(dead)
+        return dict.fromkeys(dead, UNKNOWN_FILE)
+
+    def _write_note(self, listed: list[MasterSegment]) -> None:
+        try:
+            self._notes.write(self.mounts.to_note(listed))
+        except DiskError as error:
+            event(
+                _logger,
+                logging.WARNING,
+                "cannot note which segments are ours: if this node loses its memory and is back "
+                "at once, nothing is put back",
+                error=error,
+            )
 
     def _first_policy(self) -> ColdPolicy:
         """What the daemon before had on disk and nobody lists now: lost, gone or removed?

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -184,6 +184,28 @@ class Mounts:
     def old_ids(self) -> frozenset[str]:
         """Segments of earlier lives that must not be there any more before anything is put."""
         return frozenset(name for store in self.stores for name in store.to_unmount)
+
+    def inherit_noted(self, noted: Mapping[str, Iterable[str]]) -> set[str]:
+        """Segments of the daemon before, by store URL, of which no file may be left: those that
+        are not mounted any more as far as we know. Their stores may have them still."""
+        live = {name for store in self.stores for name in store.segment_ids}
+        for store in self.stores:
+            store.to_unmount |= set(noted.get(store.url, ())) - live
+        return {name for ids in noted.values() for name in ids} - live
+
+    def let_go(self, segment_ids: Set[str]) -> None:
+        """These are not ours after all."""
+        for store in self.stores:
+            store.to_unmount -= segment_ids
+
+    def to_note(self, listed: Sequence[MasterSegment]) -> dict[str, list[str]]:
+        """By store URL, what a daemon after us has to know as ours: what is mounted, and what the
+        master lists of the lives before."""
+        ids = {one.segment_id for one in listed}
+        return {
+            store.url: [*store.segment_ids, *sorted(store.to_unmount & ids)]
+            for store in self.stores
+        }
 
     def unmount_old(self, listed: Sequence[MasterSegment]) -> None:
         """Unmount segments of earlier lives that a store service has registered again."""

@@ -100,6 +100,7 @@ class MooncakeStore:
                 raise StoreUnavailableError(f"the Mooncake store service at {store.url} ended")
         if (joined := connector.mounts.joins()) is not None:
             raise StoreUnavailableError(f"attaching again: {joined.url} answers now")
+        connector.check_noted(listed)
         connector.mounts.unmount_old(listed)
         before, self._counters = self._counters, now
         return self._stats(now, before or now)
