@@ -20,6 +20,7 @@ from snapd.formats.segment import U32, Slots, SlotState
 from snapd.segment import Segment
 from snapd.store.audit import SlotAudit, audit_slots, empty_audit
 from snapd.store.book import SlotBook
+from snapd.store.groups import GroupUse
 from snapd.store.keys import KeyHeap, PaddedKeys
 from snapd.store.space import Growth, Space
 
@@ -93,6 +94,7 @@ class BlockStore:
         )
         self.book = SlotBook(mapping.slots, audit.records, audit.state, segment.tallies)
         self.lease_until = self._last_access(now)
+        self.groups = GroupUse(count)
         self.soft_until = np.where(audit.pin == Pin.SOFT, now + SOFT_PIN_SECONDS, -np.inf)
         self.hard_pinned = audit.pin == Pin.HARD
         self.soft_seconds = np.full(count, SOFT_PIN_SECONDS, np.float32)
@@ -207,7 +209,19 @@ class BlockStore:
 
     def lease(self, rows: I64, now: float) -> None:
         """Grant read leases. They do not make a soft pin last longer: it has its own time."""
-        self.lease_until[rows] = now + self.settings.lease_sec
+        until = now + self.settings.lease_sec
+        self.lease_until[rows] = until
+        self.groups.note(self.book.records["group"][rows], until)
+
+    def last_use(self) -> F64:
+        """Until when each slot's block counts as used, float64 [slots]: the deadline of its lease
+        or of one in its group, also where that is in the past."""
+        return self.groups.latest(self.book.records["group"], self.lease_until)
+
+    def begin_leases(self, rows: I64, now: float) -> None:
+        """Slots hold new blocks: nobody reads them yet, and they are the youngest of all."""
+        self.lease_until[rows] = now
+        self.groups.note(self.book.records["group"][rows], now)
 
     def warm(self, rows: I64, now: float) -> None:
         """Count a read of each of these slots."""

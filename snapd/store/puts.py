@@ -212,7 +212,7 @@ class Puts:
         wins = intact & (~self._daemon.serves(existing) | blocks.upsert[rows])
         self._overtake(rows[wins], existing[wins])
         blocks.book.publish(rows[wins], checksums[wins])
-        blocks.lease_until[rows[wins]] = now
+        blocks.begin_leases(rows[wins], now)
         blocks.begin_pins(rows[wins], now)
         blocks.begin_heat(rows[wins], now)
         old = existing[wins]

@@ -13,6 +13,7 @@ from snapd.formats.segment import SlotState, data_units, key_units
 from snapd.store.blocks import BlockStore
 from snapd.store.daemon import DaemonSession
 from snapd.store.eviction import Candidates, ages, cheapest_window, choose_victims, evictable
+from snapd.store.groups import with_their_groups
 from snapd.store.keys import PaddedKeys
 from snapd.store.space import Reservation
 
@@ -158,6 +159,9 @@ class Room:
         if len(victims) > EVICTED_AHEAD_MAX:
             enough = choose_victims(age, gains_of, needed)
             victims = victims[: max(len(enough), EVICTED_AHEAD_MAX)]
+        if self._blocks.groups.any:
+            groups = self._blocks.book.records["group"][rows]
+            victims = with_their_groups(victims, age, groups)
         victims = rows[victims]
         is_cold = candidates.state[victims] == SlotState.COLD
         _, cold_slots, cold_names = (int(gain[is_cold].sum()) for gain in gains_of_rows(victims))
@@ -167,7 +171,7 @@ class Room:
     def _candidates(self) -> Candidates:
         return Candidates(
             state=self._blocks.book.state,
-            lease_until=self._blocks.lease_until,
+            lease_until=self._blocks.last_use(),
             soft_until=self._blocks.soft_until,
             held=self._blocks.hard_pinned | (self._blocks.pin_owner != 0),
             awaits_disk=self._daemon.awaits_disk(),
