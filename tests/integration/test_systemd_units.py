@@ -39,7 +39,7 @@ print(sum(value == bytes([n]) * 5000 for n, value in enumerate(found)))
 def machine(tmp_path: Path) -> Iterator[SystemdMachine]:
     with SystemdMachine(tmp_path) as made:
         made.write("/etc/mooncake-snapd/snapd.toml", SETTINGS)
-        made.drop_in(DAEMON, WatchdogSec=2, RestartSec="100ms")
+        made.drop_in(DAEMON, RestartSec="100ms")
         made.drop_in(STORE, RestartSec="100ms")
         yield made
 
@@ -92,10 +92,11 @@ def test_a_life_under_systemd(machine: SystemdMachine) -> None:
 
 
 def test_a_daemon_that_hangs_is_started_again(machine: SystemdMachine) -> None:
+    machine.drop_in(DAEMON, WatchdogSec=3, RestartSec="100ms")
     machine.do("systemctl", "start", STORE, DAEMON)
     first = machine.property(DAEMON, "MainPID")
     machine.do("systemctl", "kill", "--signal=SIGSTOP", DAEMON)
-    machine.until("another one", lambda: machine.property(DAEMON, "NRestarts") == "1")
+    machine.until("another one", lambda: machine.property(DAEMON, "NRestarts") != "0")
     machine.until("it runs", lambda: machine.property(DAEMON, "SubState") == "running")
     assert machine.property(DAEMON, "MainPID") != first
     machine.do("systemctl", "kill", "--signal=SIGKILL", STORE)
