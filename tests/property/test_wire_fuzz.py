@@ -31,6 +31,7 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     float: st.floats(allow_nan=False),
     str: st.text(max_size=20),
     bytes: st.binary(max_size=40),
+    list[str]: st.lists(st.text(max_size=20), max_size=5),
     KeyBatch: st.builds(KeyBatch, st.binary(max_size=40), st.binary(max_size=12)),
 }
 

@@ -14,6 +14,7 @@ from daemon_kit import LocalDaemon
 from store_kit import LocalStore, content, shared_memory_path
 
 from snapd.attach.bundled import BundledSource
+from snapd.attach.labels import LabelIds
 from snapd.attach.session import Link
 from snapd.config import Settings
 from snapd.disk.simulated import SimulatedDisk
@@ -41,9 +42,10 @@ def site() -> Iterator[tuple[LocalDaemon, Flusher, type[LateSource]]]:
         daemon.attach()
         assert daemon.session is not None
         view = daemon.session.open_source()._view  # type: ignore[attr-defined]
+        labels = LabelIds(dict, lambda _: 0)
         blocks = {b"key-%d" % number: content(number, 1000) for number in range(10)}
         kind = type("Late", (LateSource,), {"client": store.client(), "blocks": blocks})
-        daemon.session = replace(daemon.session, open_source=lambda: kind(view, None))
+        daemon.session = replace(daemon.session, open_source=lambda: kind(view, None, labels))
         link = Link()
         link.publish(daemon.session)
         settings = Settings(flush_sec=3600, snapshot_interval_sec=3600)
