@@ -47,6 +47,9 @@ class Session:
     refused: list[I64] = field(default_factory=list)
     """Catalog rows whose keys the store knew when they were to be registered cold. Those that no
     slot turns out to hold were replaced or evicted since. Guarded by the residency's lock."""
+    revived: list[I64] = field(default_factory=list)
+    """Catalog rows that became live again and may not be so in a manifest yet, so that they are not
+    durable. Kept where there is an SSD tier; guarded by the same lock."""
     no_slot: list[I64] = field(default_factory=list)
     """Catalog rows, the coldest, that the store had no slot for. Guarded by the same lock."""
     lost: threading.Event = field(default_factory=threading.Event)
@@ -67,6 +70,7 @@ class Session:
         caller holds the residency's lock."""
         self.residency.repoint(old, new)
         self.refused[:] = [follow(rows, old, new) for rows in self.refused]
+        self.revived[:] = [follow(rows, old, new) for rows in self.revived]
         self.no_slot[:] = [follow(rows, old, new) for rows in self.no_slot]
 
 

@@ -232,7 +232,7 @@ class Flush:
         rows = found[at]
         was_live = catalog.is_live(rows)
         live = catalog.set_live(rows, live=True)
-        self.result.revived.append(rows[live & ~was_live])
+        self._note_revived(rows[live & ~was_live])
         self._settle(table, at[live], rows[live])
         self.result.matched += int(live.sum())
         rest = np.ones(len(table), np.bool_)
@@ -244,6 +244,13 @@ class Flush:
         self._settle(table, orphans, np.full(len(orphans), REJECTED))
         rest[orphans] = False
         return np.flatnonzero(rest)
+
+    def _note_revived(self, rows: I64) -> None:
+        """These are live again: as yet only to this process, if a manifest says otherwise."""
+        self.result.revived.append(rows)
+        if len(rows) and self.session.open_offload is not None:
+            with self.session.residency.lock:
+                self.session.revived.append(rows)
 
     def _may_live(self, table: BlockTable, at: I64, rows: I64) -> Bools:
         """Which of these matches may be live: those that are, those of cold blocks (which have no

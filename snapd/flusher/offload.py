@@ -19,7 +19,7 @@ import numpy as np
 
 from snapd.attach.port import Offload
 from snapd.attach.session import Session
-from snapd.blocks.keys import U64
+from snapd.blocks.keys import I64, U64
 from snapd.errors import SnapdError
 from snapd.repository import Repository
 
@@ -76,8 +76,10 @@ class Offloader:
             sequences, rows = residency.sequence[slots], residency.row[slots]
             cold = residency.cold[slots]
             live = (rows >= 0) & catalog.is_live(rows)
+            awaiting = self._await_manifest(session)
+            durable = live & ~np.isin(rows, awaiting) if len(awaiting) else live
             told = self._told[slots] == sequences
-            fresh = np.flatnonzero(live & ~cold & ~told)
+            fresh = np.flatnonzero(durable & ~cold & ~told)
             if len(fresh):
                 agreed = fresh[offload.keep(slots[fresh], sequences[fresh], epoch)]
                 self._told[slots[agreed]] = sequences[agreed]
@@ -90,3 +92,14 @@ class Offloader:
             on_disk = rows[live & cold]
             self.offloaded = len(on_disk), int(catalog.column("size", on_disk).sum())
         self._observer.offloaded(*self.offloaded)
+
+    def _await_manifest(self, session: Session) -> I64:
+        """Rows that the newest manifest does not know to be live again, int64: after a crash they
+        would be dead. The caller holds the residency's lock."""
+        rows = np.concatenate([np.empty(0, np.int64), *session.revived])
+        if len(rows):
+            # The store was told of their death, by whoever dropped them.
+            self._told[np.isin(session.residency.row, rows)] = 0
+            rows = rows[~self._repository.catalog.is_committed(rows)]
+        session.revived[:] = [rows]
+        return rows

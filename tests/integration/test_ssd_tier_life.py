@@ -15,6 +15,7 @@ from tier_life import TierLife
 
 from snapd.disk.simulated import SimulatedDisk
 from snapd.formats.segment import SlotState
+from snapd.plans.residency import COLDER
 from snapd.repository import Repository
 
 SEED = 1_609
@@ -296,3 +297,26 @@ def test_a_power_cut_keeps_what_a_manifest_or_a_sealed_pack_says(made: ExitStack
         with Repository.open(disk, read_only=True) as repository:
             repository.recover()
             assert contents_of(repository) == BLOCKS
+
+
+def test_what_is_live_again_is_told_once_a_manifest_says_so(made: ExitStack) -> None:
+    """Else the next daemon would find it dead on disk, and its bytes in no memory."""
+    life = life_of(made)
+    assert life.daemon is not None
+    fill(life, NAMES[:10])
+    session, catalog = life.daemon.session, life.daemon.repository.catalog
+    assert session is not None
+    life.daemon.compactor._drop(session, catalog.live_rows()[:5])
+    life.daemon.commit()
+    with session.residency.lock:
+        session.residency.forget(session.residency.waiting(COLDER))  # as when there is room again
+    result = life.daemon.flush()
+    assert (result.written, result.matched) == (0, 5)
+    durable = life.store.blocks.durable
+    assert int((durable > 0).sum()) == 5, "only this process knows that the others live"
+    assert life.daemon.compact().copied == 10
+    life.daemon.flush()
+    assert int((durable > 0).sum()) == 5, "a copy is no news"
+    life.daemon.commit()
+    life.daemon.flush()
+    assert int((durable > 0).sum()) == 10
