@@ -22,7 +22,7 @@ from snapd.blocks.keys import U8, U64, Bools, KeyColumn, gather_ranges
 LABEL_LENGTH_MAX = 1024
 """Characters of the longest label that a client may say."""
 
-MARK = 0x1F
+MARK_BYTE = b"\x1f"
 """ASCII's unit separator: nobody types it, and no key of SGLang has it."""
 
 TAG_BYTES = 17
@@ -61,7 +61,7 @@ def label_number(label: str) -> int:
 
 def label_tag(label: str) -> bytes:
     """What stands behind the keys of a label, `TAG_BYTES` bytes; nothing for the empty label."""
-    return b"\x1f%016x" % label_number(label) if label else b""
+    return MARK_BYTE + b"%016x" % label_number(label) if label else b""
 
 
 def number_as_label(number: int) -> str:
@@ -83,7 +83,7 @@ def label_numbers(keys: KeyColumn) -> U64:
     numbers = np.zeros(len(keys), np.uint64)
     ends = keys.offsets[1:]
     tagged = np.flatnonzero(keys.lengths > TAG_BYTES)
-    tagged = tagged[keys.heap[ends[tagged] - TAG_BYTES] == MARK]
+    tagged = tagged[keys.heap[ends[tagged] - TAG_BYTES] == MARK_BYTE[0]]
     if not len(tagged):
         return numbers
     width = TAG_BYTES - 1

@@ -5,6 +5,9 @@ it: `[<tag>_][<model>_]<64 hex digits>_<tp rank>[_<pp rank>]_k`. The first 16 of
 the page's id. So K and V, tensor-parallel ranks and nodes that hold parts of a page name it alike
 without talking to each other, and whoever looks a page up can name it without knowing the keys.
 
+The tokens are the same under every model, so the number of a key's label is part of the id as well:
+pages of weights that are gone cool, whatever is asked of those in use.
+
 64 bits of SHA-256: among a million pages two share an id once in 37 million times. They would then
 share their heat, no more: an id says what is worth keeping, never whose bytes these are.
 """
@@ -16,6 +19,7 @@ import re
 import numpy as np
 
 from snapd.blocks.keys import I64, U8, U64, Bools, KeyColumn
+from snapd.blocks.labels import MARK_BYTE, label_numbers
 
 HASH_DIGITS = 64
 """Hex digits of a page's hash in a key."""
@@ -34,15 +38,20 @@ _DIGIT[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16, dtype=np.ui
 """Value of a lower-case hex digit by its byte."""
 
 
-def page_id(name: str | bytes) -> int:
+def page_id(name: str | bytes, label: int = 0) -> int:
     """The page that a key, or a page's bare hash, belongs to; 0 where it names none.
 
     The hash is a run of exactly 64 lower-case hex digits; of several such runs it is the last,
-    because a tag or a model's name comes before it.
+    because a tag or a model's name comes before it. `label` is the number of the label that the key
+    has, where this is not the whole key (`snapd.blocks.labels`).
     """
     raw = name.encode() if isinstance(name, str) else name
     runs = _RUN.findall(raw)
-    return int(runs[-1][:ID_DIGITS], 16) if runs else 0
+    if not runs:
+        return 0
+    if not label and MARK_BYTE in raw:
+        label = int(label_numbers(KeyColumn.from_list([raw]))[0])
+    return int(runs[-1][:ID_DIGITS], 16) ^ label
 
 
 def page_ids(keys: KeyColumn) -> U64:
@@ -60,6 +69,8 @@ def page_ids(keys: KeyColumn) -> U64:
         rows = np.searchsorted(begins, starts, side="right") - 1
         # Where a key has several runs, the last assignment stays, which is the last run's.
         result[first + rows] = _first_digits(digits, starts)
+    named = result != 0
+    result[named] ^= label_numbers(keys)[named]
     return result
 
 

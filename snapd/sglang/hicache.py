@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from sglang.srt.mem_cache.storage.mooncake_store.mooncake_store import MooncakeStore
 
+from snapd.blocks.labels import label_number
 from snapd.client import ReplicateConfig
 from snapd.client.trace import Tracer
 from snapd.config import event
@@ -207,6 +208,7 @@ class SnapdHiCache(MooncakeStore):
             return
         self.store.set_fingerprint(label)
         self._label = label
+        self._trace.label = label_number(label)
         event(_log, logging.INFO, "pages have a label", label=label)
 
     # --- pages ------------------------------------------------------------------------------------

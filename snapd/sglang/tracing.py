@@ -24,6 +24,8 @@ class ChainTrace:
     def __init__(self, sink: LookupSink | None) -> None:
         """`sink` None: nothing is told."""
         self._sink = sink
+        self.label = 0
+        """Number of the label that keys have in the store, 0 without one."""
 
     def lookup(self, hashes: Sequence[str], extra_info: Any, hits: int) -> None:
         """One call of SGLang's: `hashes` in chain order, `extra_info` its
@@ -32,7 +34,10 @@ class ChainTrace:
             return
         # In 0.5.6 a call without a prefix says (None,) instead of None.
         before = [key for key in getattr(extra_info, "prefix_keys", None) or () if key]
-        parent = page_id(before[-1]) if before else 0
+        parent = page_id(before[-1], self.label) if before else 0
         self._sink.lookup(
-            [page_id(name) for name in hashes], parent=parent, depth=len(before), hits=hits
+            [page_id(name, self.label) for name in hashes],
+            parent=parent,
+            depth=len(before),
+            hits=hits,
         )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapd.attach.labels import LabelIds
-from snapd.blocks import KEY_BYTES_MAX, KeyColumn
+from snapd.blocks import KEY_BYTES_MAX, KeyColumn, page_id, page_ids
 from snapd.blocks.labels import (
     TAG_BYTES,
     label_number,
@@ -124,6 +124,17 @@ def test_numbers_short_and_named() -> None:
     assert number_as_label(0) == ""
     for text in ("xxh3_64=12", "xxh3_64=" + "G" * 16, "xxh3_64=" + "0" * 17, "xxh3_64=" + "é" * 16):
         assert number_of_recorded(text) == label_number(text)
+
+
+def test_pages_of_two_labels_are_two_pages() -> None:
+    page = "0123456789abcdef" * 4
+    keys = [f"m_{page}_0_k".encode() + label_tag(label) for label in LABELS]
+    ids = page_ids(KeyColumn.from_list([*keys, b"no page" + label_tag("a")])).tolist()
+    assert ids[:-1] == [page_id(page, label_number(label)) for label in LABELS]
+    assert ids[:-1] == [page_id(key) for key in keys]
+    assert ids[0] == page_id(page)
+    assert len(set(ids)) == len(LABELS) + 1
+    assert ids[-1] == page_id(b"no page" + label_tag("a")) == page_id("no page", 7) == 0
 
 
 # --- ids in the repository ------------------------------------------------------------------------

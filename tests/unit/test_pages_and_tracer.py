@@ -36,7 +36,6 @@ _OTHER = hashlib.sha256(b"another").hexdigest()
         f"tag_model-7b_{_DIGEST}_0_k",
         f"abc_{_DIGEST}_0_k",
         f"{_OTHER}_{_DIGEST}_0_k",
-        f"{_DIGEST}_0_k\x1f0123456789abcdef",
         _DIGEST,
     ],
 )
