@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from sglang_ranks import SglangRanks
+from sglang_ranks import SGLANG_OLD_PYTHON_VARIABLE, SglangRanks
 
 _NEEDS = {
     "test_*_wheel.py": "SNAPD_TEST_MOONCAKE_PYTHON",
@@ -32,3 +32,17 @@ def sglang(sglang_import: SglangRanks) -> Iterator[SglangRanks]:
     """Processes of SGLang's ranks; they are killed when the test ends."""
     yield sglang_import
     sglang_import.kill()
+
+
+@pytest.fixture(scope="session")
+def sglang_old_import() -> Iterator[SglangRanks]:
+    """The oldest SGLang, imported once for all tests."""
+    with SglangRanks(SGLANG_OLD_PYTHON_VARIABLE) as ranks:
+        yield ranks
+
+
+@pytest.fixture
+def sglang_old(sglang_old_import: SglangRanks) -> Iterator[SglangRanks]:
+    """Processes of its ranks; they are killed when the test ends."""
+    yield sglang_old_import
+    sglang_old_import.kill()

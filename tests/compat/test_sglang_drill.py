@@ -11,6 +11,7 @@ import pytest
 from daemon_site import DaemonSite
 from fault_ledger import FaultClass, case
 from sglang_ranks import SglangRanks, fill_all, states_of, together
+from sglang_sites import at, lose_everything
 
 PAGES = 150  # more than one of SGLang's batches
 TP = [{"tp_rank": rank, "tp_size": 4} for rank in range(4)]
@@ -25,22 +26,6 @@ def site(tmp_path: Path) -> Iterator[DaemonSite]:
     with DaemonSite(tmp_path, global_segment_size="96mb") as site:
         site.start()
         yield site
-
-
-def at(site: DaemonSite, options: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """A rank's options, with this site's store."""
-    extra = {"snapd_runtime_dir": str(site.runtime), **more.pop("extra", {})}
-    return {**options, **more, "extra": extra}
-
-
-def lose_everything(site: DaemonSite) -> None:
-    """SIGKILL of the store and its daemon, and their shared memory with them."""
-    site.flushed()
-    site.snapshot()
-    site.kill_store()
-    site.kill_daemon()
-    site.wipe_segment()
-    site.start()
 
 
 @pytest.mark.parametrize(
@@ -65,3 +50,27 @@ def test_pages_are_identical_after_everything_was_killed(
         second = sglang.start(*options)
         assert together(second, "exists", count=PAGES + 1) == [PAGES] * len(ranks)
         assert states_of(second, 0, PAGES) == {"right": PAGES * len(ranks)}
+
+
+def test_a_hybrid_models_states_come_back_with_its_pages(
+    site: DaemonSite, sglang: SglangRanks
+) -> None:
+    """Keys and values by the v1 calls, Mamba states by the v2 calls, on two ranks."""
+    ranks = [at(site, each, hybrid=True) for each in TP[:2]]
+    ranks = [{**each, "tp_size": 2} for each in ranks]
+    first = sglang.start(*ranks)
+    fill_all(first, 0, 20)
+    # SGLang keeps a state where a conversation ended, not for every page.
+    for kept in (7, 15):
+        assert together(first, "fill_states", first=kept, count=1) == [[True]] * 2
+    before = together(first, "exists_v2", count=20)
+    assert before == [[8, 16]] * 2
+    with case(FaultClass.KILL, "SGLang, store, daemon and shared memory under a hybrid model"):
+        sglang.kill()
+        lose_everything(site)
+        second = sglang.start(*ranks)
+        assert together(second, "exists_v2", count=20) == before
+        assert states_of(second, 0, 20) == {"right": 40}
+        for kept in (7, 15):
+            assert together(second, "read_states", first=kept, count=1) == [["right"]] * 2
+        assert together(second, "read_states", first=8, count=2) == [["missing"] * 2] * 2

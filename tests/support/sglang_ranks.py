@@ -44,7 +44,7 @@ class Rank:
         self.pid = int(self.answer())
         return self
 
-    def ask(self, do: str, **arguments: Any) -> None:
+    def ask(self, do: str, /, **arguments: Any) -> None:
         """Begin a command; `answer` ends it."""
         self._say({"do": do, **arguments})
 
@@ -56,7 +56,7 @@ class Rank:
             raise RankError(f"{answer['error']}\n{self.tail()}")
         return answer["answer"]
 
-    def do(self, command: str, **arguments: Any) -> Any:
+    def do(self, command: str, /, **arguments: Any) -> Any:
         self.ask(command, **arguments)
         return self.answer()
 
@@ -87,6 +87,7 @@ class SglangRanks:
     ranks, leaving it ends everything."""
 
     def __init__(self, variable: str = SGLANG_PYTHON_VARIABLE) -> None:
+        self.python = os.environ[variable]
         self._directory = tempfile.TemporaryDirectory(prefix="snapd-sglang-")
         self._address = f"{self._directory.name}/ranks.sock"
         self._log = Path(self._directory.name) / "ranks.log"
@@ -145,7 +146,7 @@ class SglangRanks:
             time.sleep(0.05)
 
 
-def together(ranks: Sequence[Rank], command: str, **arguments: Any) -> list[Any]:
+def together(ranks: Sequence[Rank], command: str, /, **arguments: Any) -> list[Any]:
     """A command on all ranks at once: their answers."""
     for rank in ranks:
         rank.ask(command, **arguments)

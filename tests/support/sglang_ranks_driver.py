@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import json
 import logging
@@ -25,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TextIO
 
 import sglang_stand_ins
@@ -33,6 +35,7 @@ OLD = "--old" in sys.argv
 sglang_stand_ins.install(old=OLD)
 
 import numpy as np  # noqa: E402
+import sglang_model  # noqa: E402
 import sglang_pools  # noqa: E402
 import torch  # noqa: E402
 from mooncake_driver import content  # noqa: E402
@@ -182,6 +185,59 @@ class Rank:
         result = self.backend.batch_exists_v2(pages, [transfer])
         return [int(prefix) for prefix in result.restorable_prefix_pages]
 
+    # --- a model's own pages ----------------------------------------------------------------------
+
+    def begin_conversation(self, seed: int, pages: int, *, compute: bool = True) -> None:
+        """A prompt of so many pages, from a seed; computed, or to be fetched."""
+        shape = sglang_model.Shape()
+        self._model = sglang_model.TinyModel(shape, seed)
+        self._cache = sglang_model.PagedCache(shape)
+        count = (pages + 1) * shape.page_tokens
+        random = torch.Generator().manual_seed(seed)
+        self._prompt = torch.randint(shape.vocabulary, (count,), generator=random).tolist()
+        self._names: list[str] = []
+        for page in range(pages):
+            tokens = self._prompt[page * shape.page_tokens : (page + 1) * shape.page_tokens]
+            before = self._names[-1] if self._names else None
+            self._names.append(sglang_pools.page_hash(tokens, before))
+        if compute:
+            self._model.forward(self._prompt[: pages * shape.page_tokens], 0, self._cache)
+
+    def offload(self) -> list[bool]:
+        """The prompt's pages into the host pool, and from there into the store."""
+        indices = self._take(len(self._names))
+        for page, index in enumerate(self._starts(indices)):
+            self._cache.to_host(self._pool, page, index)
+        done = self.backend.batch_set_v1(self._names, indices)
+        self._pool.free(indices)
+        return [bool(each) for each in done]
+
+    def fetch(self) -> int:
+        """The way back: how many pages were there."""
+        hits = int(self.backend.batch_exists(self._names))
+        indices = self._take(hits)
+        found = self.backend.batch_get_v1(self._names[:hits], indices)
+        for page, index in enumerate(self._starts(indices)):
+            self._cache.from_host(self._pool, page, index)
+        self._pool.free(indices)
+        return sum(map(bool, found))
+
+    def decode(self, count: int) -> dict[str, Any]:
+        """Go on, one token at a time: the tokens, and a digest of each step's logits."""
+        at = len(self._names) * self._model.shape.page_tokens
+        token, tokens, logits = self._prompt[at], [], []
+        for position in range(at, at + count):
+            step = self._model.forward([token], position, self._cache)
+            logits.append(hashlib.sha256(step.numpy().tobytes()).hexdigest())
+            token = int(step.argmax())
+            tokens.append(token)
+        return {"tokens": tokens, "logits": logits}
+
+    def flip(self, page: int) -> None:
+        """Turn the highest bit of one number of a page, the sign of a key."""
+        numbers = self._cache.tensor[0, 0, page * self._model.shape.page_tokens].view(torch.int16)
+        numbers[0, 0] ^= -32768
+
     # --- the backend itself -----------------------------------------------------------------------
 
     def clear(self) -> None:
@@ -197,6 +253,32 @@ class Rank:
         stats = self.backend.get_stats()
         return [sum(stats.prefetch_pgs), sum(stats.backup_pgs)] if stats else []
 
+    @staticmethod
+    def configured(extra: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+        """What SGLang and what snapd make of sources of configuration, by snapd's names."""
+        names = ("enable_ssd_offload", "ssd_offload_path", "tenant_id")
+        module = importlib.import_module(
+            "sglang.srt.mem_cache.storage.mooncake_store.mooncake_store"
+        )
+        options = importlib.import_module("snapd.sglang.options")
+        before = dict(os.environ)
+        os.environ.update(environment)
+        try:
+            mine = options.read_options({**extra, "snapd_store": "mooncake"}, os.environ)
+            try:
+                config = SimpleNamespace(extra_config=extra)
+                theirs = module.MooncakeBaseStore()._load_config(config)
+            except ValueError:
+                theirs = None
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        said = {name: getattr(theirs, name, None) or "" for name in names}
+        return {
+            "snapd": {"master": mine.master, **{name: getattr(mine, name) or "" for name in names}},
+            "sglang": theirs and {"master": theirs.master_server_address, **said},
+        }
+
     def serve(self, weight_version: str) -> None:
         """What SGLang does once other weights are loaded."""
         if OLD:
@@ -205,10 +287,10 @@ class Rank:
         context = importlib.import_module("sglang.srt.runtime_context").get_context()
         context.override("scheduler.weight_version", weight_version=weight_version)
 
-    def timed(self, do: str, **arguments: Any) -> dict[str, Any]:
+    def timed(self, command: str, **arguments: Any) -> dict[str, Any]:
         """Any command, and the seconds that it took."""
         begin = time.monotonic()
-        answer = getattr(self, do)(**arguments)
+        answer = getattr(self, command)(**arguments)
         return {"answer": answer, "seconds": time.monotonic() - begin}
 
     # --- inside -----------------------------------------------------------------------------------
@@ -216,9 +298,9 @@ class Rank:
     @staticmethod
     def _publish(**arguments: Any) -> None:
         """SGLang's own arguments, as a server's process has them."""
-        module = importlib.import_module("sglang.srt.server_args")
-        server = module.ServerArgs.__new__(module.ServerArgs)
         if OLD:
+            module = importlib.import_module("sglang.srt.server_args")
+            server = module.ServerArgs.__new__(module.ServerArgs)
             defaults = {
                 field.name: field.default
                 for field in dataclasses.fields(module.ServerArgs)

@@ -107,7 +107,14 @@ def test_every_dependency_is_pinned_to_one_version() -> None:
     mooncake = project["project"]["optional-dependencies"]["mooncake"]
     assert set(mooncake) <= set(pins("mooncake.txt"))
     files = sorted(path.name for path in (ROOT / "requirements").glob("*.txt"))
-    assert files == ["dev.txt", "mooncake-old.txt", "mooncake.txt", "runtime.txt", "sglang.txt"]
+    assert files == [
+        "dev.txt",
+        "mooncake-old.txt",
+        "mooncake.txt",
+        "runtime.txt",
+        "sglang-old.txt",
+        "sglang.txt",
+    ]
     for line in [line for name in files for line in pins(name)]:
         assert re.fullmatch(r"[\w.-]+==[\w.]+", line), line
     assert len(requirement_names(both)) == len(both), "pinned twice"
