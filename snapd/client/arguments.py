@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from snapd.config.load import parse_bytes
 from snapd.errors import SettingError
 
 SOCKET_NAME = "store.sock"
@@ -125,13 +126,17 @@ _CONFIG_DEFAULTS = {
 """What the dictionary form leaves out, as the wheel documents it."""
 
 
+_SIZES = frozenset({"global_segment_size", "local_buffer_size"})
+"""May be text with a unit, such as "16MB"."""
+
+
 def _parse(name: str, kind: str, value: Any) -> Any:
     """One value of the dictionary form as its type. Raises SettingError."""
     if kind == "bool" and isinstance(value, str):
         return value.strip().lower() in {"true", "1", "yes", "on"}
     if kind == "int" and isinstance(value, str):
         try:
-            return int(value)
+            return parse_bytes(value) if name in _SIZES else int(value)
         except ValueError:
             raise SettingError(f"setup: {name} = {value!r} is not a number") from None
     if not isinstance(value, _TYPES[kind]):

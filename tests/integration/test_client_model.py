@@ -5,7 +5,9 @@ The store has room for everything, so that nothing is evicted, and leases that o
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +56,8 @@ class ClientModel(RuleBasedStateMachine):
         self.leased: set[str] = set()
         self.forgotten: set[str] = set()
         self.kills = 0
-        self.memory = np.zeros(8 * max(SIZES), np.uint8)
+        self.memory = np.zeros(9 * max(SIZES), np.uint8)
+        self.client.register_buffer(self.memory.ctypes.data, len(self.memory))
 
     def teardown(self) -> None:
         self.client.close()
@@ -76,6 +79,35 @@ class ClientModel(RuleBasedStateMachine):
         self.memory[: len(value)] = np.frombuffer(value, np.uint8)
         assert self.client.put_from(key, self.memory.ctypes.data, len(value)) == 0
         self.model.setdefault(key, value)
+
+    @rule(key=keys, value=values, cuts=st.lists(st.integers(0, 20_000), max_size=4))
+    def put_parts(self, key: str, value: bytes, cuts: list[int]) -> None:
+        assert self.client.put_parts(key, *split(value, cuts)) == 0
+        self.model.setdefault(key, value)
+
+    @rule(pairs=st.lists(st.tuples(keys, values), min_size=1, max_size=4), gap=st.integers(0, 100))
+    def put_from_several_places(self, pairs: list[tuple[str, bytes]], gap: int) -> None:
+        addresses, sizes, reached = [], [], self.memory.ctypes.data
+        for _, value in pairs:
+            parts = split(value, [len(value) // 3, len(value) // 2])
+            sizes.append(list(map(len, parts)))
+            addresses.append([])
+            for part in parts:
+                addresses[-1].append(reached)
+                ctypes.memmove(reached, part, len(part))
+                reached += len(part) + gap
+        names = [key for key, _ in pairs]
+        codes = self.client.batch_put_from_multi_buffers(names, addresses, sizes)
+        assert codes == [0] * len(pairs)
+        for key, value in pairs:
+            self.model.setdefault(key, value)
+
+    @rule(pairs=st.dictionaries(keys, values, min_size=1, max_size=4))
+    def upsert_batch(self, pairs: dict[str, bytes]) -> None:
+        assert self.client.upsert_batch(list(pairs), list(pairs.values())) == 0
+        self.model.update(pairs)
+        self.forgotten |= self.leased & pairs.keys()
+        self.leased -= pairs.keys()
 
     @rule(key=keys, value=values)
     def upsert(self, key: str, value: bytes) -> None:
@@ -103,6 +135,61 @@ class ClientModel(RuleBasedStateMachine):
                 start = row * capacity
                 assert self.memory[start : start + code].tobytes() == value
         self.lease(names)
+
+    @rule(names=key_lists)
+    def batch_get_buffer(self, names: list[str]) -> None:
+        got = [handle and bytes(handle) for handle in self.client.batch_get_buffer(names)]
+        assert got == [self.model.get(key) for key in names]
+        self.lease(names)
+
+    @rule(names=key_lists, cut=st.integers(1, 3), gap=st.integers(0, 100))
+    def get_into_several_places(self, names: list[str], cut: int, gap: int) -> None:
+        sizes = [len(self.model.get(key, b"x")) for key in names]
+        parts = [[size // cut, size - size // cut] for size in sizes]
+        starts = np.cumsum([0, *(size + 2 * gap for size in sizes)])[:-1].tolist()
+        places = [[start, start + a + gap] for start, (a, _) in zip(starts, parts, strict=True)]
+        base = self.memory.ctypes.data
+        addresses = [[base + place for place in row] for row in places]
+        codes = self.client.batch_get_into_multi_buffers(names, addresses, parts)
+        for key, code, row, lengths in zip(names, codes, places, parts, strict=True):
+            pieces = [
+                self.memory[at : at + n].tobytes() for at, n in zip(row, lengths, strict=True)
+            ]
+            assert code == len(self.model[key]) if key in self.model else code == -704
+            assert key not in self.model or b"".join(pieces) == self.model[key]
+        self.lease(names)
+
+    @rule(names=key_lists, source=st.integers(0, 5000), size=st.integers(0, 5000))
+    def get_ranges(self, names: list[str], source: int, size: int) -> None:
+        targets = [[row * size] for row in range(len(names))]
+        count = len(names)
+        ((codes),) = self.client.get_into_ranges(
+            [self.memory.ctypes.data], [names], [targets], [[[source]] * count], [[[size]] * count]
+        )
+        for key, (code,), (target,) in zip(names, codes, targets, strict=True):
+            value = self.model.get(key)
+            if value is None:
+                assert code == -704
+            elif source + size > len(value):
+                assert code == -600
+            else:
+                assert code == size
+                assert self.memory[target : target + size].tobytes() == value[source:][:size]
+        self.lease(names)
+
+    @rule(digits=st.sets(st.integers(0, 5), min_size=1), force=st.booleans())
+    def remove_by_regex(self, digits: set[int], force: bool) -> None:
+        pattern = f"^key[{''.join(map(str, sorted(digits)))}]$"
+        matching = {f"key{digit}" for digit in digits} & self.model.keys()
+        unsure = matching & self.forgotten - self.leased
+        gone = set(matching if force else matching - self.leased - unsure)
+        count = self.client.remove_by_regex(pattern, force)
+        if not force and unsure:
+            there = self.client.batch_is_exist(sorted(unsure))
+            gone |= {key for key, code in zip(sorted(unsure), there, strict=True) if not code}
+            self.lease(sorted(unsure - gone))
+        assert count == len(gone)
+        self.drop(sorted(gone))
 
     @rule(names=key_lists)
     def exist(self, names: list[str]) -> None:
@@ -149,6 +236,12 @@ class ClientModel(RuleBasedStateMachine):
             del self.model[key]
             self.leased.discard(key)
             self.forgotten.discard(key)
+
+
+def split(value: bytes, cuts: list[int]) -> list[bytes]:
+    """The value in parts, some of them empty."""
+    ends = sorted(min(cut, len(value)) for cut in cuts)
+    return [value[a:b] for a, b in pairwise([0, *ends, len(value)])]
 
 
 def test_the_store_holds_what_a_dictionary_would(store: StoreProcess) -> None:
