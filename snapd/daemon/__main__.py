@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 
 from snapd.config import configure_logging, load_settings
 from snapd.daemon.main import run_daemon
@@ -19,7 +20,8 @@ def main() -> int:
     try:
         settings = load_settings(None, os.environ)
         configure_logging(settings)
-        return run_daemon(settings, with_store="--with-store" in sys.argv[1:])
+        load = partial(load_settings, None, os.environ)
+        return run_daemon(settings, "--with-store" in sys.argv[1:], load)
     except SnapdError as error:
         sys.stderr.write(f"snapd: {error}\n")
         return error.exit_code

@@ -25,6 +25,7 @@ from snapd.daemon.events import EventsWorker
 from snapd.daemon.http import HttpServer
 from snapd.daemon.keeper import Keeper
 from snapd.daemon.pacer import Pacer
+from snapd.daemon.reload import Reload
 from snapd.daemon.state import DaemonState, process_age_seconds
 from snapd.daemon.supervise import StoreSupervisor
 from snapd.daemon.trace import TraceReceiver
@@ -35,7 +36,8 @@ from snapd.daemon.writers import Writers
 from snapd.disk.metered import MeteredDisk
 from snapd.disk.posix import PosixDisk
 from snapd.errors import DiskError, NewerFormatError, SettingError
-from snapd.flusher.budget import BUDGET_BYTES_MIN, pack_bytes_within
+from snapd.flusher import Budget
+from snapd.flusher.budget import pack_bytes_within
 from snapd.metrics import Metrics
 from snapd.repository import Recovery, Repository
 from snapd.repository.ballast import ballast_within
@@ -52,19 +54,18 @@ _MMAP_THRESHOLD_BYTES = 2**20
 _logger = logging.getLogger(__name__)
 
 
-def run_daemon(settings: Settings, with_store: bool) -> int:
-    """Run until SIGTERM or SIGINT; the exit code. Called from the main thread.
+def run_daemon(
+    settings: Settings, with_store: bool, load: Callable[[], Settings] | None = None
+) -> int:
+    """Run until SIGTERM or SIGINT; the exit code. Called from the main thread. On SIGHUP the
+    settings are read again with `load`.
 
     Raises SettingError for settings that cannot work here, LockHeldError when another daemon has
     the repository, DiskError when the path cannot be used, NewerFormatError when the repository is
     for a newer version: then nothing in it is touched, and with the store as our own that is left
     serving, because what it holds in memory is good all the same.
     """
-    if 0 < settings.repository_bytes_max < BUDGET_BYTES_MIN:
-        raise SettingError(
-            f"repository_bytes_max = {settings.repository_bytes_max}: at least "
-            f"{BUDGET_BYTES_MIN} are needed, or 0 for no limit"
-        )
+    Budget.check(settings.repository_bytes_max)
     if with_store and settings.store != "bundled":
         raise SettingError(
             f"store = {settings.store!r}: --with-store runs the bundled store, and no other"
@@ -74,6 +75,8 @@ def run_daemon(settings: Settings, with_store: bool) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _setter(stopping))
+    reload = Reload(load or (lambda: settings))
+    signal.signal(signal.SIGHUP, reload.ask)
     _make_runtime_directory(settings.runtime_dir)
     try:
         opened = wait_for_disk(
@@ -89,7 +92,7 @@ def run_daemon(settings: Settings, with_store: bool) -> int:
         return 1
     disk, meter, repository = opened
     try:
-        daemon = Daemon(settings, repository, meter, stopping)
+        daemon = Daemon(settings, repository, meter, stopping, reload)
         return daemon.run(with_store=with_store)
     finally:
         repository.close()
@@ -155,8 +158,10 @@ class Daemon:
         repository: Repository,
         meter: MeteredDisk,
         stopping: threading.Event,
+        reload: Reload,
     ) -> None:
         self._settings = settings
+        self._reload = reload
         self._repository = repository
         self._stopping = stopping
         self._ended = threading.Event()
@@ -165,6 +170,7 @@ class Daemon:
         metrics.started(process_age_seconds, settings.snapshot_interval_sec)
         self._link = link = Link()
         demand, pace = Demand(), Pacer(settings.io_bytes_per_sec_max, stopping)
+        self._pace = pace
         traced = TracedHeat(repository)
         self._trace = TraceReceiver(
             trace_socket(settings.runtime_dir),
@@ -289,6 +295,13 @@ class Daemon:
             # Python runs the handler when the main thread next runs. Nor may this thread hold the
             # event's lock when the handler, which runs on top of it, takes that lock.
             while not self._stopping.is_set():
+                self._settings = self._reload.run(
+                    self._settings,
+                    flusher=self._flusher,
+                    budget=self._writers.budget,
+                    pace=self._pace,
+                    metrics=self._metrics,
+                )
                 time.sleep(_SIGNAL_SECONDS)
             notify("STOPPING=1\nSTATUS=writing the last snapshot")
             return self._stop(supervisor)

@@ -24,6 +24,14 @@ class Pacer:
         self._lock = threading.Lock()
         self._stopping = stopping
 
+    def configure(self, bytes_per_sec_max: int) -> None:
+        """Another limit from now on."""
+        with self._lock:
+            if self._bucket.rate != bytes_per_sec_max:
+                self._bucket = TokenBucket.full(
+                    bytes_per_sec_max, bytes_per_sec_max * _BURST_SECONDS, time.monotonic()
+                )
+
     def __call__(self, amount: int) -> None:
         """Wait until `amount` bytes may be moved; no longer once the daemon stops."""
         if self._stopping.is_set():

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from snapd.disk import DiskUsage
-from snapd.errors import DiskError
+from snapd.errors import DiskError, SettingError
 from snapd.plans.budget import DailyBudget
 from snapd.plans.space import SpaceLimits
 from snapd.repository import Repository
@@ -152,6 +152,19 @@ class Budget:
             return self._daily.available(self._clock())
 
     # --- space --------------------------------------------------------------------------------
+
+    @staticmethod
+    def check(bytes_max: int) -> None:
+        """Raise SettingError for a budget that is too small to work."""
+        if 0 < bytes_max < BUDGET_BYTES_MIN:
+            raise SettingError(
+                f"repository_bytes_max = {bytes_max}: at least {BUDGET_BYTES_MIN} are needed, "
+                f"or 0 for no limit"
+            )
+
+    def configure(self, bytes_max: int, disk_reserve_bytes: int) -> None:
+        """Another budget from the next look on; packs keep the size that they were given."""
+        self._bytes_max, self._disk_reserve_bytes = bytes_max, disk_reserve_bytes
 
     @property
     def own_bound(self) -> str:

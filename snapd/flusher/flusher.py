@@ -157,6 +157,15 @@ class Flusher:
 
     # --- called by other threads ----------------------------------------------------------------
 
+    def configure(self, settings: Settings) -> None:
+        """Flush and take snapshots by the intervals of these settings from now on."""
+        with self._wake:
+            now = time.monotonic()
+            self._settings = settings
+            self._flush_at = min(self._flush_at, now + settings.flush_sec)
+            self._snapshot_at = min(self._snapshot_at, now + settings.snapshot_interval_sec)
+            self._wake.notify_all()
+
     def lag_seconds(self) -> float:
         """Seconds since the moment up to which everything published is on disk."""
         return max(0.0, time.monotonic() - self._durable_until)

@@ -52,6 +52,11 @@ class Metrics:
         self._store_metrics()
         self._mooncake_metrics()
         self._trace_metrics()
+        self._reload_good = self._gauge(
+            "config_last_reload_successful",
+            "0 after a SIGHUP whose settings were wrong, until one whose are right.",
+        )
+        self._reload_good.set(1)
         info = self._gauge(
             "build_info", "Versions of what runs; the value is always 1.", "version", "python"
         )
@@ -65,7 +70,15 @@ class Metrics:
         """The daemon runs with this interval. Until it is `ready`, its age is its load time: one
         that hangs on the way must be seen, too."""
         self._ready_seconds.set_function(age_seconds)
+        self.configured(snapshot_interval_seconds)
+
+    def configured(self, snapshot_interval_seconds: float) -> None:
+        """The interval that holds now."""
         self._snapshot_interval.set(snapshot_interval_seconds)
+
+    def reloaded(self, *, good: bool) -> None:
+        """The settings were read again."""
+        self._reload_good.set(good)
 
     # --- snapshots and flushes ----------------------------------------------------------------
 

@@ -103,6 +103,14 @@ def test_a_daemon_that_hangs_is_started_again(machine: SystemdMachine) -> None:
     machine.until("it runs", lambda: machine.property(STORE, "NRestarts") == "1")
 
 
+def test_a_reload_takes_effect(machine: SystemdMachine) -> None:
+    machine.do("systemctl", "start", STORE, DAEMON)
+    machine.write("/etc/mooncake-snapd/snapd.toml", SETTINGS + 'log_level = "debug"\n')
+    machine.do("systemctl", "reload", DAEMON)
+    machine.until("reloaded", lambda: "changed=log_level" in machine.journal(DAEMON))
+    assert machine.property(DAEMON, "NRestarts") == "0"
+
+
 def test_a_bad_setting_is_not_tried_again(machine: SystemdMachine) -> None:
     machine.write("/etc/mooncake-snapd/snapd.toml", "flush_sec = -1\n")
     machine.ask("systemctl", "start", DAEMON)

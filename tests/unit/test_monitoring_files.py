@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from snapd.daemon.reload import RELOADABLE
 from snapd.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -67,3 +68,10 @@ def test_panels_of_the_dashboard_do_not_overlap() -> None:
     ]
     assert len(cells) == len(set(cells))
     assert max(x for x, _ in cells) < 24
+
+
+def test_the_text_names_every_setting_that_can_be_reloaded() -> None:
+    text = (ROOT / "docs" / "systemd.md").read_text()
+    (line,) = [line for line in text.splitlines() if "take effect at once:" in line]
+    named = re.findall(r"`([a-z_]+)`", line.split("take effect at once:")[1].split(".")[0])
+    assert named == list(RELOADABLE)
