@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -205,6 +206,39 @@ def test_new_weights_while_running_leave_nothing_to_find(site: DaemonSite) -> No
     assert client.get(KEYS[0]) == content(BF16, KEYS[0])
     client.close()
     assert client.set_fingerprint(BF16) == -600
+
+
+def test_a_label_changes_under_threads_that_read(site: DaemonSite) -> None:
+    """A call finds what the label has that was in force when it began, or nothing."""
+    site.start_store()
+    values = {label: content(label, "page-0") for label in (BF16, FP8)}
+    for label, value in values.items():
+        writer = client_of(site, label)
+        assert writer.put("page", value) == 0
+        writer.close()
+    client = client_of(site, BF16)
+    stopping = threading.Event()
+    found: list[set[bytes]] = [set(), set()]
+
+    def read(mine: set[bytes]) -> None:
+        while not stopping.is_set():
+            mine.add(client.get("page"))
+
+    threads = [threading.Thread(target=read, args=(mine,)) for mine in found]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(60):
+            label = (FP8, BF16)[number % 2]
+            assert client.set_fingerprint(label) == 0
+            assert client.get("page") == values[label], number
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join(10)
+    assert all(mine <= {b"", *values.values()} for mine in found)
+    assert set.union(*found) >= set(values.values())
+    client.close()
 
 
 @pytest.mark.parametrize("manifests", [False, pytest.param(True, marks=pytest.mark.long)])
