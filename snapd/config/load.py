@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from snapd.config.mooncake import check_mooncake
 from snapd.config.settings import BYTE_SETTINGS, Settings, environment_variables
 from snapd.errors import SettingError
 
@@ -68,7 +69,9 @@ def load_settings(
     if values.get("ssd_offload_path") and values.get("store") != "mooncake":
         # Mooncake's files for its own tier are no place for a repository.
         values.setdefault("persistent_path", values["ssd_offload_path"])
-    return Settings(**values)
+    settings = Settings(**values)
+    check_mooncake(settings)
+    return settings
 
 
 def _refuse_misspelt(environment: Mapping[str, str]) -> None:

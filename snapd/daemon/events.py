@@ -15,7 +15,7 @@ from snapd.attach.port import Changes, Sink
 from snapd.attach.session import Link, Session
 from snapd.blocks.keys import I64, Bools
 from snapd.config import event
-from snapd.errors import SnapdError, StoreUnavailableError
+from snapd.errors import DiskError, SnapdError, StoreUnavailableError
 from snapd.formats.removals import Removals
 from snapd.repository import Repository
 from snapd.warmup.reconcile import drop_dead, register_rows
@@ -63,6 +63,7 @@ class EventsWorker:
         self._finished = 0
         # Somebody waits for each removal, so a disk that works again is found out soon.
         self.backoff = Backoff(_logger, "journal removals", most_seconds=1.0)
+        self.asking = Backoff(_logger, "ask the store for removals", most_seconds=1.0)
 
     def run(self) -> None:
         """Serve session after session."""
@@ -75,9 +76,11 @@ class EventsWorker:
             except StoreUnavailableError as error:
                 # A long poll notices at once when the store's process ends: tell everybody.
                 session.lost.set()
+                self._ended.wait(self.asking.failed(error))
+            except DiskError as error:
                 self._ended.wait(self.backoff.failed(error))
             except SnapdError as error:
-                self._ended.wait(self.backoff.failed(error))
+                self._ended.wait(self.asking.failed(error))
 
     def settle_removals(self, session: Session) -> None:
         """Return when every removal from before this call is durable; see `RemovalBarrier`."""
@@ -96,7 +99,9 @@ class EventsWorker:
                 self._started += 1
                 served = session.served.is_set()
                 wait_ms = _WAIT_MS if served else _WAIT_MS_BEFORE_SERVED
-                ack = self.take(session, feed.changes(ack, wait_ms)) or ack
+                batch = feed.changes(ack, wait_ms)
+                self.asking.succeeded()
+                ack = self.take(session, batch) or ack
                 self.backoff.succeeded()
                 with self._round_done:
                     self._finished = self._started

@@ -145,6 +145,7 @@ class DaemonState:
             *self.writers.flusher.problems,
             self.writers.compactor.backoff.error,
             self.events.backoff.error,
+            self.events.asking.error,
             self.loader.backoff.error,
             self.disk_error,
             self._full(),

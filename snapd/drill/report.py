@@ -28,6 +28,8 @@ from snapd.drill.verdict import Finding
 SECONDS_BEFORE = 3.0
 """How much of the replay before the kill the small charts show."""
 PHASES = ("before", "during", "after")
+_UNKNOWN = "–"
+"""A cell without a figure. A column of nothing else is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +237,7 @@ _COLUMNS: tuple[tuple[str, Callable[[ScenarioResult], str]], ...] = (
     ("through-<br>put", lambda r: f"{r.throughput_ratio:.2f}x"),
     (
         "blocks from<br>NVMe",
-        lambda r: "–" if r.nvme_blocks_read is None else f"{r.nvme_blocks_read:,}",
+        lambda r: _UNKNOWN if r.nvme_blocks_read is None else f"{r.nvme_blocks_read:,}",
     ),
     ("read from<br>NVMe", lambda r: _size(r.nvme_bytes_read)),
     ("restored<br>blocks", lambda r: f"{r.restored_blocks:,}"),
@@ -246,11 +248,16 @@ _COLUMNS: tuple[tuple[str, Callable[[ScenarioResult], str]], ...] = (
 
 
 def _table(report: Report) -> str:
-    headings = "".join(f"<th>{heading}</th>" for heading, _ in _COLUMNS)
+    columns = [
+        (heading, cell)
+        for heading, cell in _COLUMNS
+        if any(cell(result) != _UNKNOWN for result in report.results)
+    ]
+    headings = "".join(f"<th>{heading}</th>" for heading, _ in columns)
     several = len({result.seed for result in report.results}) > 1
     body = []
     for result in report.results:
-        cells = "".join(f"<td>{cell(result)}</td>" for _, cell in _COLUMNS)
+        cells = "".join(f"<td>{cell(result)}</td>" for _, cell in columns)
         name = f"{result.name} · seed {result.seed}" if several else result.name
         body.append(
             f'<tr><td style="--colour: var(--{result.name})"><i></i>{name}</td>{cells}</tr>'
@@ -284,11 +291,11 @@ def _offload(report: Report) -> str:
 
 
 def _number(value: float | None, unit: str) -> str:
-    return "–" if value is None else f"{value:.2f} {unit}"
+    return _UNKNOWN if value is None else f"{value:.2f} {unit}"
 
 
 def _size(size: int | None) -> str:
-    return "–" if size is None else f"{size / 2**20:,.1f} MiB"
+    return _UNKNOWN if size is None else f"{size / 2**20:,.1f} MiB"
 
 
 def _must_be_zero(count: int) -> str:

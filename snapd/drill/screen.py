@@ -11,6 +11,8 @@ from snapd.drill.measure import Phases, ScenarioResult
 from snapd.drill.offload import OFFLOAD_HEADINGS, OffloadResult, offload_cells
 
 Cell = Callable[[Sequence[ScenarioResult]], str]
+UNKNOWN = "-"
+"""A cell without a figure. A row of nothing else is left out."""
 
 
 def results_table(results: Sequence[ScenarioResult]) -> Table:
@@ -24,7 +26,8 @@ def results_table(results: Sequence[ScenarioResult]) -> Table:
         table.add_column(name, justify="right")
     for label, cell in _ROWS:
         cells = [cell([result for result in results if result.name == name]) for name in names]
-        table.add_row(label, *cells)
+        if set(cells) != {UNKNOWN}:  # the bundled store, say, counts no reads of NVMe
+            table.add_row(label, *cells)
     return table
 
 
@@ -48,7 +51,7 @@ def _middle(figure: Callable[[ScenarioResult], float | None], form: str) -> Cell
 
     def cell(results: Sequence[ScenarioResult]) -> str:
         known = [value for result in results if (value := figure(result)) is not None]
-        return form.format(median(known)) if known else "-"
+        return form.format(median(known)) if known else UNKNOWN
 
     return cell
 

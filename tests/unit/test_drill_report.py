@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 
 from snapd.drill.chart import Line, bar_chart, line_chart
 from snapd.drill.measure import Run, Survival, Timeline, summarise
@@ -16,6 +19,7 @@ from snapd.drill.mooncake_site import MooncakeSettings
 from snapd.drill.offload import OffloadResult
 from snapd.drill.plan import make_plan
 from snapd.drill.report import Report, render_report
+from snapd.drill.screen import results_table
 from snapd.drill.shared import RECORD_DTYPE
 from snapd.drill.stores import MooncakeKind
 from snapd.drill.trace import MultiTurn, generate_trace
@@ -162,3 +166,20 @@ def test_bars_show_what_is_unknown() -> None:
     chart = bar_chart([("before", 1.5), ("after", None)], width=300, longest=2.0, unit="s")
     assert "1.50 s" in chart
     assert "none" in chart
+
+
+def test_a_figure_that_no_scenario_has_is_left_out(report: Report) -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(results_table(report.results))
+    text = console.export_text()
+    assert "restored blocks" in text
+    assert "NVMe" not in text, "nobody counted reads here"
+    page = render_report(report)
+    assert "restored<br>blocks" in page
+    assert "blocks from<br>NVMe" not in page
+
+    some = msgspec.structs.replace(report.results[0], nvme_blocks_read=3, nvme_bytes_read=4 << 20)
+    results = [some, *report.results[1:]]
+    console.print(results_table(results))
+    assert "blocks from NVMe" in console.export_text()
+    assert "blocks from<br>NVMe" in render_report(replace(report, results=results))

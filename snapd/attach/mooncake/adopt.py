@@ -15,6 +15,7 @@ from snapd.attach.mooncake.master import MasterSegment
 from snapd.attach.mooncake.memory import Memory
 from snapd.attach.mooncake.mounts import Life, Mounts, Store
 from snapd.attach.mooncake.record import SegmentRecord
+from snapd.attach.mooncake.watch import ProcessWatch
 from snapd.config import event
 from snapd.errors import SnapdError
 
@@ -49,18 +50,17 @@ def adopt(
         try:
             file = open_segment_file(path)
         except SnapdError as error:
-            event(_logger, logging.WARNING, "left a file in shared memory alone", error=error)
-            continue
-        record = file.record
-        if record is not None and record.store_url not in by_url:
             event(
                 _logger,
                 logging.WARNING,
-                "left a file in shared memory alone: mooncake_stores does not name its store",
+                "left a file in shared memory alone: delete it when no store has it mounted",
                 file=path,
-                store=record.store_url,
+                error=error,
             )
-            file.close()
+            continue
+        record = file.record
+        if record is not None and record.store_url not in by_url:
+            _leave_or_delete(file, record, listed)
         elif record is None or not _take_over(
             result,
             by_url[record.store_url],
@@ -75,6 +75,33 @@ def adopt(
             file.unlink()
             file.close()
     return result
+
+
+def _leave_or_delete(
+    file: SegmentFile, record: SegmentRecord, listed: Sequence[MasterSegment]
+) -> None:
+    """A file of a store that `mooncake_stores` does not name any more. It is nobody's when the
+    master lists none of its segments and nobody listens where the store was: a store that only
+    hangs, or that the master forgot, has it mapped still."""
+    ids = {one.segment_id for one in listed}
+    watch = ProcessWatch(record.store_url)
+    watch.begin()
+    is_nobodys = ids.isdisjoint(record.segment_ids) and watch.has_ended()
+    watch.close()
+    if is_nobodys:
+        file.unlink()
+    event(
+        _logger,
+        logging.WARNING,
+        "deleted a file in shared memory: its store is gone, and mooncake_stores does not name it"
+        if is_nobodys
+        else "left a file in shared memory alone: mooncake_stores does not name its store; stop "
+        "that store, or name it",
+        file=file.path,
+        bytes=file.allocated_bytes(),
+        store=record.store_url,
+    )
+    file.close()
 
 
 def _take_over(
