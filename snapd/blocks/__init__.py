@@ -2,7 +2,7 @@
 
 from snapd.blocks.index import HashIndex
 from snapd.blocks.keys import KEY_BYTES_MAX, KeyColumn, hash_keys
-from snapd.blocks.pages import page_id, page_ids
+from snapd.blocks.pages import page_id, page_ids, page_ids_of_hashes
 from snapd.blocks.table import BlockTable, Codec, Pin, is_newer, version_order
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "is_newer",
     "page_id",
     "page_ids",
+    "page_ids_of_hashes",
     "version_order",
 ]

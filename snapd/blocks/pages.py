@@ -14,7 +14,9 @@ share their heat, no more: an id says what is worth keeping, never whose bytes t
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -52,6 +54,18 @@ def page_id(name: str | bytes, label: int = 0) -> int:
     if not label and MARK_BYTE in raw:
         label = int(label_numbers(KeyColumn.from_list([raw]))[0])
     return int(runs[-1][:ID_DIGITS], 16) ^ label
+
+
+def page_ids_of_hashes(hashes: Sequence[str], label: int = 0) -> U64:
+    """The pages with these bare hashes, uint64 [n]; as `page_id` of each, in a tenth of the time,
+    for those who ask on a request's way."""
+    digits = "".join([one[:ID_DIGITS] for one in hashes])
+    if set(map(len, hashes)) == {HASH_DIGITS} and digits.lower() == digits:
+        with contextlib.suppress(ValueError):
+            raw = bytes.fromhex(digits)  # which passes over blanks
+            if len(raw) == len(hashes) * 8:
+                return np.frombuffer(raw, ">u8").astype(np.uint64) ^ np.uint64(label)
+    return np.array([page_id(one, label) for one in hashes], np.uint64)
 
 
 def page_ids(keys: KeyColumn) -> U64:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from snapd.blocks.keys import U64
-from snapd.blocks.pages import page_id
+from snapd.blocks.pages import page_id, page_ids_of_hashes
 
 
 class LookupSink(Protocol):
@@ -36,8 +36,5 @@ class ChainTrace:
         before = [key for key in getattr(extra_info, "prefix_keys", None) or () if key]
         parent = page_id(before[-1], self.label) if before else 0
         self._sink.lookup(
-            [page_id(name, self.label) for name in hashes],
-            parent=parent,
-            depth=len(before),
-            hits=hits,
+            page_ids_of_hashes(hashes, self.label), parent=parent, depth=len(before), hits=hits
         )

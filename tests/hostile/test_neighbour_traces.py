@@ -192,12 +192,12 @@ def test_a_flood_takes_a_tenth_of_a_processor_and_no_memory(site: DaemonSite) ->
 
 def test_what_a_dead_daemon_left_is_replaced_and_a_file_in_the_way_is_not(tmp_path: Path) -> None:
     with DaemonSite(tmp_path) as site:
+        path = Path(trace_socket(str(site.runtime)))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as dead:
+            dead.bind(str(path))
         site.start()
-        site.kill_daemon()
-        site.start_daemon()
         assert site.status()["trace"]["listening"]
         assert site.stop_daemon() == 0
-        path = Path(trace_socket(str(site.runtime)))
         assert not path.exists()
         path.write_text("somebody's notes")
         with case(FaultClass.NEIGHBOUR, "traces: a file where the socket belongs"):

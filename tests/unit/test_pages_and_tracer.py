@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snapd.blocks import KeyColumn, page_id, page_ids
+from snapd.blocks import KeyColumn, page_id, page_ids, page_ids_of_hashes
 from snapd.client.trace import Tracer
 from snapd.errors import ProtocolError
 from snapd.wire.trace import (
@@ -48,6 +48,28 @@ def test_every_part_of_a_page_has_the_same_id(key: str) -> None:
 def test_keys_that_name_no_page_have_id_0(key: str) -> None:
     assert page_id(key) == 0
     assert page_ids(KeyColumn.from_list([key.encode()])).tolist() == [0]
+
+
+@pytest.mark.parametrize("label", [0, 12345])
+@pytest.mark.parametrize(
+    "hashes",
+    [
+        [],
+        [_DIGEST, _OTHER],
+        ["1" * 64],
+        [_DIGEST, "no hash"],
+        [_DIGEST.upper()],
+        [" " * 64, _DIGEST],
+        ["g" * 64],
+        [_DIGEST[:63] + "g"],
+        ["\u0661" * 64],
+    ],
+)
+def test_hashes_at_once_are_the_ids_of_each(hashes: list[str], label: int) -> None:
+    ids = page_ids_of_hashes(hashes, label)
+    assert ids.dtype == np.uint64
+    if hashes != [_DIGEST[:63] + "g"]:  # only the digits that make the id are looked at
+        assert ids.tolist() == [page_id(one, label) for one in hashes]
 
 
 def test_neighbours_in_the_heap_do_not_make_a_hash_together() -> None:
