@@ -146,20 +146,10 @@ class SnapdHiCache(MooncakeStore):
         )
 
     def warmup(self) -> None:
-        """Real Mooncake is tried with a block, as SGLang does. The bundled store is only asked: a
-        block of nobody's would stay in its snapshots, and a store that is away is waited for."""
+        """Real Mooncake is tried with a block, as SGLang does. The bundled store is not: that block
+        would stay in its snapshots, and a store that is away is waited for."""
         if not self._is_bundled:
             super().warmup()
-            return
-        code = self.store.health_check()
-        if code != 0:
-            event(
-                _log,
-                logging.WARNING,
-                "no store yet: every lookup misses until one answers",
-                address=self._options.address,
-                code=code,
-            )
 
     # --- host pools and labels --------------------------------------------------------------------
 
@@ -206,10 +196,18 @@ class SnapdHiCache(MooncakeStore):
         )
         if label == self._label:
             return
-        self.store.set_fingerprint(label)
+        code = self.store.take_label(label)
         self._label = label
         self._trace.label = label_number(label)
         event(_log, logging.INFO, "pages have a label", label=label)
+        if code != 0:
+            event(
+                _log,
+                logging.WARNING,
+                "no store yet: every lookup misses until one answers",
+                address=self._options.address,
+                code=code,
+            )
 
     # --- pages ------------------------------------------------------------------------------------
 

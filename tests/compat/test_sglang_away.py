@@ -15,7 +15,7 @@ from sglang_ranks import Rank, RankError, SglangRanks, fill_all, states_of
 from sglang_sites import at, lose_everything
 
 PAGES = 20
-CALL_SECONDS = 8.0
+CALL_SECONDS = 9.0
 """More than a request's deadline, less than two."""
 
 
@@ -65,6 +65,7 @@ def test_a_store_that_is_away_at_start_and_later_is_a_miss(
         assert states_of([rank], 0, PAGES + 5) == {"right": PAGES + 5}
 
 
+@pytest.mark.long
 def test_a_store_that_stands_still_costs_one_deadline(
     site: DaemonSite, sglang: SglangRanks
 ) -> None:
@@ -115,8 +116,10 @@ def test_other_weights_find_none_of_the_old_pages(site: DaemonSite, sglang: Sgla
     ("one", "other"),
     [
         ({"dtype": "bfloat16"}, {"dtype": "float16"}),
-        ({"layout": "page_first"}, {"layout": "page_first_direct"}),
-        ({"layers": [0, 4]}, {"layers": [4, 8]}),
+        pytest.param(
+            {"layout": "page_first"}, {"layout": "page_first_direct"}, marks=pytest.mark.long
+        ),
+        pytest.param({"layers": [0, 4]}, {"layers": [4, 8]}, marks=pytest.mark.long),
     ],
 )
 def test_a_pool_of_another_kind_finds_nothing(

@@ -32,9 +32,17 @@ def site(tmp_path: Path) -> Iterator[DaemonSite]:
     ("name", "ranks"),
     [
         ("4 TP ranks, MHA", TP),
-        ("4 TP ranks, MLA", [{**rank, "pool": {"mla": True}} for rank in TP]),
-        ("2 PP ranks, MHA", PP),
-        ("2 PP ranks, MLA", [{**rank, "pool": {**rank["pool"], "mla": True}} for rank in PP]),
+        pytest.param(
+            "4 TP ranks, MLA",
+            [{**rank, "pool": {"mla": True}} for rank in TP],
+            marks=pytest.mark.long,
+        ),
+        pytest.param("2 PP ranks, MHA", PP, marks=pytest.mark.long),
+        pytest.param(
+            "2 PP ranks, MLA",
+            [{**rank, "pool": {**rank["pool"], "mla": True}} for rank in PP],
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_pages_are_identical_after_everything_was_killed(

@@ -31,7 +31,9 @@ def model(site: DaemonSite, layout: str) -> dict[str, Any]:
     return at(site, pool={**POOL, "layout": layout}, model_name="snapd/tiny")
 
 
-@pytest.mark.parametrize("layout", ["page_first", "page_first_direct"])
+@pytest.mark.parametrize(
+    "layout", ["page_first", pytest.param("page_first_direct", marks=pytest.mark.long)]
+)
 def test_tokens_and_logits_are_those_of_a_run_without_the_kill(
     site: DaemonSite, sglang: SglangRanks, layout: str
 ) -> None:

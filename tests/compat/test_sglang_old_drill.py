@@ -26,10 +26,15 @@ def site(tmp_path: Path) -> Iterator[DaemonSite]:
 @pytest.mark.parametrize(
     ("name", "ranks"),
     [
-        ("MHA", [{"tp_rank": rank, "tp_size": 2} for rank in range(2)]),
-        (
+        pytest.param(
+            "MHA",
+            [{"tp_rank": rank, "tp_size": 2} for rank in range(2)],
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
             "MLA",
             [{"tp_rank": rank, "tp_size": 2, "pool": {"mla": True}} for rank in range(2)],
+            marks=pytest.mark.long,
         ),
         (
             "pipeline stages whose keys are equal",

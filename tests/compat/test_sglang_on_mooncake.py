@@ -44,6 +44,7 @@ def on(site: MooncakeSite, **more: Any) -> dict[str, Any]:
     return {**more, "extra": extra}
 
 
+@pytest.mark.long
 def test_pages_survive_and_lookups_are_told(site: MooncakeSite, sglang: SglangRanks) -> None:
     site.start_store()
     site.start_daemon()
@@ -84,6 +85,7 @@ def test_a_lookup_names_the_pages_and_what_came_before_them(
         assert more.pages.tolist() == asked.pages[4:].tolist()
 
 
+@pytest.mark.long
 def test_every_rank_has_a_place_on_disk_that_no_other_can_have(
     site: MooncakeSite, sglang: SglangRanks, tmp_path: Path
 ) -> None:
