@@ -17,6 +17,7 @@ COMMANDS = {
     "prune": ("snapd.cli.prune", "prune", "Delete what retention does not need."),
     "purge": ("snapd.cli.purge", "purge", "Remove blocks from store and disk for good."),
     "rebuild": ("snapd.cli.rebuild", "rebuild", "Make a new snapshot from the packs alone."),
+    "doctor": ("snapd.cli.doctor", "doctor", "Find out whether this host suits."),
     "drill": ("snapd.cli.drill", "drill", "Prove that the cache survives kills."),
 }
 
