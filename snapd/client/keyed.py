@@ -57,9 +57,9 @@ class KeyCalls(Calls):
 
     def remove_by_regex(self, regex_pattern: str, force: bool = False) -> int:
         """Remove the keys in which the pattern is found, those with a lease only with `force`. The
-        number removed, or a negative code: INVALID_PARAMS for what is no pattern, WRITE_FAIL also
-        when the daemon has just started and more keys may turn up on its disk, else the first that
-        a removal had.
+        number removed, or a negative code: INVALID_PARAMS for what is no pattern, the first that a
+        removal had, or WRITE_FAIL also when more keys may turn up: a daemon that has just started
+        has not yet said what is on its disk.
 
         The pattern is read as ECMAScript's, over bytes, as the wheel does. Matching runs in the
         caller, so that one that never ends holds up nobody else. Only this client's own keys are

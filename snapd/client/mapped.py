@@ -7,9 +7,9 @@ from collections import Counter
 
 import numpy as np
 
-from snapd.blocks.keys import I64, U64, Bools, KeyColumn
+from snapd.blocks.keys import I64, U64, Bools
 from snapd.client.memory import address_of
-from snapd.errors import CorruptError, ProtocolError
+from snapd.errors import ProtocolError
 from snapd.formats.segment import (
     DATA_UNIT_BYTES,
     SLOT_SEAL_WORD,
@@ -85,19 +85,6 @@ class MappedSegment:
         current = self._words[slots, SLOT_SEQUENCE_WORD]
         result: Bools = (states == SlotState.PUBLISHED) & (current == sequences)
         return result
-
-    def keys(self) -> KeyColumn:
-        """The keys of all slots with a block, resident or cold, as the table is right now.
-
-        Raises ProtocolError if a slot names a key outside the key heap.
-        """
-        states = self._words[:, SLOT_SEAL_WORD] & _STATE_MASK
-        rows = np.flatnonzero((states == SlotState.PUBLISHED) | (states == SlotState.COLD))
-        try:
-            _, keys, good = self._view.read_blocks(rows)
-        except CorruptError as error:
-            raise ProtocolError(str(error)) from error
-        return keys.take(good)
 
     def hold_writer(self, writer: int) -> None:
         """Hold a writer's lock. Raises SegmentError if another process has it."""

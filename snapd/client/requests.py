@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from snapd.wire.messages import (
     Codes,
     Count,
     Exist,
+    Listed,
+    ListKeys,
     Located,
     PutEnd,
     PutRevoke,
@@ -31,12 +33,15 @@ from snapd.wire.messages import (
     Stats,
     StatsReply,
     decode_column,
+    decode_keys,
 )
+
+_LISTINGS_MAX = 3
+"""How often to list keys while some of them move."""
 
 
 class Listing(NamedTuple):
-    """The keys that the slot table named at some moment, as callers name them. It is `complete`
-    unless the disk may have more that the store does not know of yet."""
+    """The keys that a store has, as callers name them. It is `complete` unless it may have more."""
 
     names: list[bytes]
     complete: bool
@@ -68,12 +73,29 @@ def remove(link: StoreLink, keys: Sequence[bytes], *, force: bool) -> I64:
 
 
 def names(link: StoreLink) -> Listing:
-    """The keys of this client's label. They are read from the slot table, not asked for: the store
-    goes on serving meanwhile. Keys that are put or go away during the call may be in it or not."""
-    stats = link.call(Stats(), StatsReply)
-    keys = link.segment.keys()
-    own = without_tags(keys.take(tagged_with(keys, link.options.tag)))
-    return Listing(own.to_list(), stats.cold_ready or not stats.daemon_attached)
+    """The keys of this client's label. Keys that are put or removed during the call may be in it or
+    not; one that only moves, from disk into memory, makes the listing begin anew, or incomplete."""
+    listing = Listing([], complete=False)
+    for _ in range(_LISTINGS_MAX):
+        pages = list(_pages(link))
+        columns = [decode_keys(page.keys) for page in pages]
+        own = [without_tags(keys.take(tagged_with(keys, link.options.tag))) for keys in columns]
+        still = pages[0].moved == pages[-1].moved
+        complete = still and all(page.complete for page in pages)
+        listing = Listing([name for keys in own for name in keys.to_list()], complete)
+        if still:
+            break
+    return listing
+
+
+def _pages(link: StoreLink) -> Iterator[Listed]:
+    first = 0
+    while True:
+        page = link.call(ListKeys(first), Listed)
+        yield page
+        if page.next <= first:
+            return
+        first = page.next
 
 
 def remove_all(link: StoreLink, *, force: bool) -> int:

@@ -48,6 +48,8 @@ class Counters:
     offloaded: int = 0
     """Of the evictions: blocks that stayed, cold, because they are on disk."""
     removals: int = 0
+    filled: int = 0
+    """Cold blocks that were read from disk, into another slot."""
     corrupt: int = 0
     adopted_blocks: int = 0
     dropped_slots: int = 0

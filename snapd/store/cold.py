@@ -238,6 +238,7 @@ class Cold:
         blocks.begin_pins(rows, now)
         blocks.index.replace(book.records["key_hash"][rows], cold_rows, rows)
         blocks.free(cold_rows)
+        blocks.counters.filled += len(rows)
 
     def forget_fills(self, writer: int) -> I64:
         """A connection of the daemon is gone: another one may fill these cold slots now."""

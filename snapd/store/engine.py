@@ -24,6 +24,7 @@ from snapd.store.cold import Cold
 from snapd.store.daemon import DaemonSession
 from snapd.store.events import EventQueue
 from snapd.store.labels import Label, Labels
+from snapd.store.listing import KeyListing
 from snapd.store.loads import LoadQueue
 from snapd.store.pins import Pins
 from snapd.store.puts import Puts
@@ -71,6 +72,7 @@ class StoreEngine:
         self._labels = Labels(blocks)
         self._loads = LoadQueue()
         self._reads = Reads(blocks, self._daemon)
+        self._listing = KeyListing(blocks, self._daemon)
         self._removals = Removals(blocks, self._daemon, self._events)
         room = Room(blocks, self._daemon)
         self._puts = Puts(blocks, room, self._daemon, self._removals)
@@ -172,7 +174,6 @@ class StoreEngine:
             adopted_blocks=counters.adopted_blocks,
             dropped_slots=counters.dropped_slots,
             offloaded=counters.offloaded,
-            cold_ready=self._daemon.serves_cold,
         )
 
     # --- handlers -----------------------------------------------------------------------------
@@ -185,6 +186,7 @@ class StoreEngine:
             m.PutRevoke: (_WRITERS, lambda c, r, _: self._puts.revoke(r, self._writer(c))),
             m.GetStart: (_WRITERS, self._get_start),
             m.Query: (_ALL, lambda _, r, __: self._reads.query(r)),
+            m.ListKeys: (_WRITERS, lambda _, r, __: self._listing.page(r)),
             m.Exist: (_WRITERS, lambda _, r, now: self._reads.exist(r, now)),
             m.Remove: (_WRITERS, self._remove),
             m.RemoveAll: (_WRITERS, self._remove_all),

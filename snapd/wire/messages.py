@@ -101,6 +101,12 @@ class Query(Message, frozen=True, tag="query"):
     keys: KeyBatch
 
 
+class ListKeys(Message, frozen=True, tag="list_keys"):
+    """Keys of blocks, resident or cold, in the slots from `first` on, without lease. → `Listed`."""
+
+    first: int = 0
+
+
 class Exist(Message, frozen=True, tag="exist"):
     """Which keys are served, resident or cold; takes read leases. → `Codes` of 1 or 0."""
 
@@ -310,6 +316,20 @@ class Located(Message, frozen=True, tag="located"):
     checksums: bytes
 
 
+class Listed(Message, frozen=True, tag="listed"):
+    """Keys of some slots; `next` is the slot to go on from, 0 at the end.
+
+    `moved` counts blocks that took another slot and kept their key, since the store's start: one
+    that did between two requests may be in neither reply. `complete` is false where there may be
+    keys that no slot names, or names yet.
+    """
+
+    keys: KeyBatch
+    next: int
+    moved: int
+    complete: bool
+
+
 class Wanted(Message, frozen=True, tag="wanted"):
     """Cold slots and sequences that readers wait for."""
 
@@ -373,8 +393,6 @@ class StatsReply(Message, frozen=True, tag="stats_reply"):
     dropped_slots: int
     offloaded: int = 0
     """Of the evictions: blocks that stayed readable from disk."""
-    cold_ready: bool = False
-    """Whether the store knows of every block that the daemon has on disk."""
 
 
 class Failure(Message, frozen=True, tag="failure"):
@@ -391,6 +409,7 @@ Request = (
     | PutRevoke
     | GetStart
     | Query
+    | ListKeys
     | Exist
     | Remove
     | RemoveAll
@@ -417,6 +436,7 @@ Reply = (
     | Count
     | Reserved
     | Located
+    | Listed
     | Wanted
     | Labels
     | Events
