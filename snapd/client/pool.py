@@ -44,16 +44,23 @@ _pools: weakref.WeakSet[LinkPool] = weakref.WeakSet()
 class LinkPool:
     """Safe for use by many threads, and after `fork` in parent and child."""
 
-    def __init__(self, options: LinkOptions) -> None:
+    def __init__(self, options: LinkOptions, segment: MappedSegment | None = None) -> None:
+        """`segment`: a use of a mapping to begin with, which `close` gives back."""
         self._options = options
         self._closed = False
         self._lock = threading.Lock()
         self._permits = threading.BoundedSemaphore(LINKS_MAX)
         self._idle: list[StoreLink] = []
         self._lent: set[StoreLink] = set()
-        self._segment: MappedSegment | None = None
+        self._segment = segment
         self._away_since: float | None = None
         _pools.add(self)
+
+    def with_options(self, options: LinkOptions) -> LinkPool:
+        """Another pool, which begins with the mapping of this one: its page tables are filled."""
+        with self._lock:
+            segment = self._segment.acquire() if self._segment is not None else None
+        return LinkPool(options, segment)
 
     @property
     def put_bytes_max(self) -> int:

@@ -37,11 +37,17 @@ class ClientSession:
     `RPC_FAIL` where there was no answer. Batches of any length are cut into requests.
     """
 
-    def __init__(self, options: LinkOptions) -> None:
-        self.options = options
-        self._pool = LinkPool(options)
+    def __init__(self, options: LinkOptions, pool: LinkPool | None = None) -> None:
+        """`pool`: one with these options, closed with the session; None makes one."""
+        self._options = options
+        self._pool = pool or LinkPool(options)
         self._tag = options.tag
         self.counters = ReadCounters()
+
+    def relabelled(self, fingerprint: str) -> ClientSession:
+        """Another session with the same store, under another label."""
+        options = self._options.relabelled(fingerprint)
+        return ClientSession(options, self._pool.with_options(options))
 
     def usable_rows(self, names: Sequence[bytes]) -> Sequence[int]:
         """Rows of the keys that this client can name, see `snapd.client.names.usable_rows`."""

@@ -108,7 +108,7 @@ class MooncakeDistributedStore(ValueCalls, AddressCalls, KeyCalls):
         if session is None or not _is_label(fingerprint):
             return INVALID_PARAMS
         end_before = self._end_session
-        self._begin(ClientSession(session.options.relabelled(fingerprint)))
+        self._begin(session.relabelled(fingerprint))
         end_before()
         return self.health_check()
 

@@ -102,8 +102,8 @@ def test_models_side_by_side_read_their_own_after_each_death(site: DaemonSite) -
         drop_manifests(site)
         site.start()
         check_all(site)
-        on_disk = {one["label"] for one in site.status()["fingerprint"]["on_disk"]}
-        assert on_disk == set(LABELS), "packs alone do not say the labels"
+        labels = {one["label"] for one in site.status()["fingerprint"]["on_disk"]}
+        assert labels == set(LABELS), "packs alone do not say the labels"
     with case(FaultClass.KILL, "labels: node lost after a removal under one label"):
         client = client_of(site, BF16)
         assert client.batch_remove(KEYS, True) == [0] * len(KEYS)
@@ -204,6 +204,10 @@ def test_new_weights_while_running_leave_nothing_to_find(site: DaemonSite) -> No
     site.wait_ready()
     assert client.get(KEYS[1]) == content(BF16, KEYS[1]), "the label must hold without a store"
     assert client.get(KEYS[0]) == content(BF16, KEYS[0])
+    assert site.ask("/purge?prefix=page-0", "POST")[0] == 200
+    for label in (BF16, FP8):
+        assert client.set_fingerprint(label) == 0
+        assert client.is_exist(KEYS[0]) == 0, "purge is about every label"
     client.close()
     assert client.set_fingerprint(BF16) == -600
 
@@ -238,6 +242,9 @@ def test_a_label_changes_under_threads_that_read(site: DaemonSite) -> None:
             thread.join(10)
     assert all(mine <= {b"", *values.values()} for mine in found)
     assert set.union(*found) >= set(values.values())
+    with open("/proc/self/maps", encoding="ascii") as maps:
+        mapped = [line for line in maps if site.segment_path in line]
+    assert len(mapped) <= 2, "each label has a mapping of its own"
     client.close()
 
 
