@@ -21,7 +21,9 @@ _MARKS = {Level.OK: "ok", Level.WARNING: "WARNING", Level.ERROR: "ERROR"}
 @click.option("--no-speed", is_flag=True, help="Do not measure how fast the disk is.")
 @json_option
 def doctor(settings: Settings, no_speed: bool, as_json: bool) -> int:
-    """Look at what snapd depends on: disk, shared memory, permissions, clock, Mooncake.
+    """Find out whether this host suits.
+
+    Looks at what snapd depends on: disk, shared memory, permissions, clock, Mooncake.
 
     Run it as the daemon's user and with its settings. It writes and reads at most 512 MiB in a file
     without a name, to see how fast the disk is. It fails if anything has to be changed.

@@ -172,13 +172,7 @@ class Daemon:
         demand, pace = Demand(), Pacer(settings.io_bytes_per_sec_max, stopping)
         self._pace = pace
         traced = TracedHeat(repository)
-        self._trace = TraceReceiver(
-            trace_socket(settings.runtime_dir),
-            traced,
-            metrics,
-            self._ended,
-            group_shared=settings.group_shared,
-        )
+        self._trace = self._open_trace(traced)
         self._writers = writers = Writers.build(
             settings,
             repository,
@@ -225,6 +219,15 @@ class Daemon:
             fingerprints=fingerprints,
         )
         self._work = self._list_work(events, loader, warmer, fingerprints)
+
+    def _open_trace(self, traced: TracedHeat) -> TraceReceiver:
+        return TraceReceiver(
+            trace_socket(self._settings.runtime_dir),
+            traced,
+            self._metrics,
+            self._ended,
+            group_shared=self._settings.group_shared,
+        )
 
     def _build_warmer(
         self,

@@ -2,6 +2,7 @@
 
 from snapd.flusher.budget import Budget
 from snapd.flusher.compactor import Compactor
-from snapd.flusher.flusher import Flusher, SnapshotReport
+from snapd.flusher.flusher import Flusher
+from snapd.flusher.report import SnapshotReport
 
 __all__ = ["Budget", "Compactor", "Flusher", "SnapshotReport"]

@@ -7,8 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from snapd.flusher.flush import Flush, FlushResult
 from snapd.flusher.heat import HeatBook
 from snapd.flusher.offload import Offloader
 from snapd.flusher.reasons import failure_reason
+from snapd.flusher.report import FlushObserver, SnapshotReport
 from snapd.repository import Repository
 
 _COMMIT_SHARE = 0.25
@@ -40,56 +40,6 @@ _logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 """What a request is answered with."""
-
-
-class FlushObserver(Protocol):
-    """Who counts; see `snapd.metrics.Metrics`."""
-
-    def flushed(self, blocks: int, bytes_written: int, seconds: float) -> None:
-        """A flush ended well."""
-
-    def left_without_slot(self, blocks: int) -> None:
-        """Blocks on disk left the live set: the store has no slot for them."""
-
-    def flush_failed(self, reason: str) -> None:
-        """A flush failed and will be tried again."""
-
-    def snapshot_done(
-        self, blocks: int, bytes_written: int, seconds: float, timestamp: float
-    ) -> None:
-        """A manifest is durable."""
-
-    def snapshot_failed(self, reason: str) -> None:
-        """A snapshot failed."""
-
-    def left_out(self, reason: str, blocks: int) -> None:
-        """Blocks are not written, for now."""
-
-    def waiting(self, blocks: Mapping[str, int]) -> None:
-        """Blocks of the store that are not on disk now, by reason."""
-
-    def offloaded(self, blocks: int, bytes_on_disk: int) -> None:
-        """So many blocks are served from disk only."""
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotReport:
-    """What one snapshot did."""
-
-    generation: int
-    blocks: int
-    bytes_written: int
-    """Packs sealed on its behalf and its manifest."""
-    duration_seconds: float
-
-    def document(self) -> Mapping[str, Any]:
-        """As JSON types."""
-        return {
-            "generation": self.generation,
-            "blocks": self.blocks,
-            "bytes_written": self.bytes_written,
-            "duration_seconds": self.duration_seconds,
-        }
 
 
 class Flusher:
