@@ -84,7 +84,9 @@ def _text(name: str, value: object) -> str:
     if value is None or value in ("", [], ()):
         return "-"
     if isinstance(value, list):
-        return "; ".join(map(str, value))
+        return "; ".join(_text("", one) for one in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(key, inner)}" for key, inner in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float) and name.endswith("_at"):

@@ -19,6 +19,10 @@ from snapd.cli.status import _flatten
             {"e": [], "f": ["x", "y"], "g": "", "h": None},
             {"e": "-", "f": "x; y", "g": "-", "h": "-"},
         ),
+        (
+            {"on_disk": [{"label": "a=1 b=2", "blocks": 3, "bytes": 2048}, {"label": ""}]},
+            {"on_disk": "label a=1 b=2, blocks 3, bytes 2.0 KiB; label -"},
+        ),
         ({"zero": 0, "no": False}, {"zero": "0", "no": "no"}),
     ],
 )
