@@ -21,7 +21,7 @@ from snapd.cli.status import _flatten
         ),
         (
             {"on_disk": [{"label": "a=1 b=2", "blocks": 3, "bytes": 2048}, {"label": ""}]},
-            {"on_disk": "label a=1 b=2, blocks 3, bytes 2.0 KiB; label -"},
+            {"on_disk": "label a=1 b=2, blocks 3, bytes 2 KiB; label -"},
         ),
         ({"zero": 0, "no": False}, {"zero": "0", "no": "no"}),
     ],
