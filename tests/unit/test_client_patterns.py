@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snapd.client.patterns import compile_pattern
@@ -62,6 +62,7 @@ def test_what_is_no_pattern(pattern: str) -> None:
     assert compile_pattern(pattern.encode()) is None
 
 
+@settings(max_examples=50)
 @given(text=st.binary(max_size=20))
 def test_an_escaped_text_finds_itself_and_nothing_else(text: bytes) -> None:
     special = rb"\^$.*+?()[]{}|/"
@@ -72,6 +73,7 @@ def test_an_escaped_text_finds_itself_and_nothing_else(text: bytes) -> None:
     assert not compiled.search(text + b"\n")
 
 
+@settings(max_examples=50)
 @given(pattern=st.text("ab|().*+?{}[]^$-\\1,:=!<d", max_size=12))
 def test_whatever_is_given_is_a_pattern_or_none(pattern: str) -> None:
     compiled = compile_pattern(pattern.encode())

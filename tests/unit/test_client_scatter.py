@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snapd.blocks import Pin
@@ -44,6 +44,7 @@ def laid_out(layout: list[list[tuple[int, int]]]) -> tuple[Any, list[list[int]],
     return memory, addresses, sizes
 
 
+@settings(max_examples=40)
 @given(layout=layouts)
 def test_parts_are_copied_one_after_another_and_hashed_as_one(
     layout: list[list[tuple[int, int]]],
@@ -64,6 +65,7 @@ def test_parts_are_copied_one_after_another_and_hashed_as_one(
         assert checksum == xxhash.xxh3_64_intdigest(value)
 
 
+@settings(max_examples=40)
 @given(layout=layouts)
 def test_a_block_fills_its_parts_and_nothing_beside_them(
     layout: list[list[tuple[int, int]]],
@@ -130,6 +132,7 @@ def test_a_hasher_begins_anew_after_each_block() -> None:
 numbers = st.one_of(st.integers(0, 70), st.sampled_from([2**63, 2**64 - 1]))
 
 
+@settings(max_examples=40)
 @given(ranges=st.lists(st.tuples(numbers, numbers, numbers), max_size=8), size=st.integers(0, 64))
 def test_no_range_leaves_its_value_or_its_buffer(
     ranges: list[tuple[int, int, int]], size: int
