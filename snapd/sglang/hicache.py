@@ -37,8 +37,8 @@ from snapd.wire.trace import trace_socket
 
 _STORE_MODULE = "mooncake.store"
 _HAS_IMPORT_HOOK = hasattr(MooncakeStore, "_import_mooncake_store")
-"""Not in 0.5.6: there `MooncakeStore.__init__` imports the class itself, and PP ranks, models and the
-tag are not, or not everywhere, part of a key."""
+"""Not in 0.5.6: there `MooncakeStore.__init__` imports the class itself, and PP ranks, models and
+the tag are not, or not everywhere, part of a key."""
 _MAIN_POOL = "kv"
 
 _log = logging.getLogger(__name__)
