@@ -65,7 +65,7 @@ class PutStart(Message, frozen=True, tag="put_start"):
     pin: int = 0
     soft_pin_ttl_ms: int = 0
     keep_pin: bool = False
-    """A block that replaces one with a soft pin takes it over, until when it held."""
+    """A block that replaces one with a soft pin takes over the rest of its time."""
     groups: bytes = b""
     """uint32 [n], 0 for none; without it a block has the group of the one that it replaces."""
 
@@ -168,9 +168,8 @@ class RegisterCold(Message, frozen=True, tag="register_cold"):
 
 
 class ColdReady(Message, frozen=True, tag="cold_ready"):
-    """All cold blocks are registered: from now on cold keys are served. With `offload`, a block
-    that is durable (`MarkDurable`, `RegisterCold`) becomes cold when it is evicted. → `Codes`
-    (empty)."""
+    """All cold blocks are registered: from now on cold keys are served. With `offload`, durable
+    blocks (`MarkDurable`, `RegisterCold`) become cold when they are evicted. → `Codes` (empty)."""
 
     offload: bool = False
 
@@ -317,12 +316,9 @@ class Located(Message, frozen=True, tag="located"):
 
 
 class Listed(Message, frozen=True, tag="listed"):
-    """Keys of some slots; `next` is the slot to go on from, 0 at the end.
-
-    `moved` counts blocks that took another slot and kept their key, since the store's start: one
-    that did between two requests may be in neither reply. `complete` is false where there may be
-    keys that no slot names, or names yet.
-    """
+    """Keys of some slots; `next` is the slot to go on from, 0 at the end. `moved` counts blocks
+    that took another slot since the store's start: one that did between two requests may be in
+    neither reply. `complete` is false where there may be keys that no slot names, or names yet."""
 
     keys: KeyBatch
     next: int
