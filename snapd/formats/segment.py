@@ -126,7 +126,9 @@ SLOT_FIELDS = (
     RecordField("key_hash", "<u8", "XXH3-64 of the key: an index, never a proof"),
     RecordField("size", "<u8", "bytes of the block"),
     RecordField("checksum", "<u8", "XXH3-64 of the block's bytes; 0 while it is being written"),
-    RecordField("extent", "<u4", "start in the data area, in units of 4096 bytes (0 when cold)"),
+    RecordField(
+        "extent", "<u4", "start in the data area, in units of 4096 bytes (of no meaning when cold)"
+    ),
     RecordField("key_offset", "<u4", "start in the key heap, in units of 32 bytes"),
     RecordField("epoch", "<u4", "epoch that the block belongs to"),
     RecordField("group", "<u4", "group of the block; 0 is none"),
