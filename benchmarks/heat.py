@@ -6,9 +6,9 @@ A trace is cut at some moment: up to it a cache has seen everything, from then o
 what a policy kept of that, and grows without a limit. A request's hits are the blocks of its chain
 from the first on that are there, as an inference engine uses them. Each policy gets the same bytes.
 
-Traces are JSON lines in Mooncake's format (its FAST'25 release has some); without one, a generated
-multi-turn trace is used. `--tune` shows instead how well each half-life does on the first half of
-the trace only: the numbers by which `HALF_LIFE_SECONDS` was chosen. `--write` puts heat.json,
+Traces are JSON lines in Mooncake's format (its FAST'25 release has some); without one, generated
+chats are used. `--tune` shows instead how well each half-life does on the first half of each trace
+only: the numbers by which `HALF_LIFE_GAPS` was chosen. `--write` puts heat.json,
 heat.svg and the tables of heat.md into a directory.
 """
 
@@ -29,7 +29,7 @@ import numpy.typing as npt
 from snapd.drill.trace import MultiTurn, Trace, generate_trace, read_trace
 from snapd.formats.manifest import quantise_heat, restore_heat
 from snapd.plans import hottest_first, pages_hottest_first
-from snapd.plans.pageheat import HALF_LIFE_SECONDS, PageHeat, Touches
+from snapd.plans.pageheat import HALF_LIFE_GAPS, PageHeat, Touches
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -52,7 +52,7 @@ POLICIES = {
     "snapd_restarted": "snapd, from a manifest",
     "optimum": "offline optimum",
 }
-TUNED_HALF_LIVES = (30, 60, 120, 200, 300, 450, 600, 900, 1800, 3600)
+TUNED_GAPS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,10 @@ def best_first(score: F64, past: Past) -> I64:
     return order[past.seen[order]]
 
 
-def page_heat(trace: Trace, cut: int, now: float, half_life_seconds: float) -> tuple[PageHeat, U64]:
+def page_heat(trace: Trace, cut: int, half_life_gaps: float) -> tuple[PageHeat, U64]:
     """`PageHeat` after the look-ups of all requests before the cut, and the id of each block."""
     ids = (np.arange(trace.block_count, dtype=np.uint64) + 1) * np.uint64(0x9E3779B97F4A7C15)
-    heat = PageHeat(1 << 22, half_life_seconds)
+    heat = PageHeat(1 << 22, half_life_gaps=half_life_gaps)
     for at in range(0, cut, 256):
         asked = range(at, min(at + 256, cut))
         touches = [
@@ -117,11 +117,11 @@ def page_heat(trace: Trace, cut: int, now: float, half_life_seconds: float) -> t
 
 
 def snapd_orders(
-    trace: Trace, past: Past, cut: int, half_life_seconds: float = HALF_LIFE_SECONDS
+    trace: Trace, past: Past, cut: int, half_life_gaps: float = HALF_LIFE_GAPS
 ) -> tuple[I64, I64]:
     """The product's own code: the order of a running daemon, and that of one which knows no more
     than what a manifest keeps of heat, a byte a block."""
-    heat, ids = page_heat(trace, cut, past.now, half_life_seconds)
+    heat, ids = page_heat(trace, cut, half_life_gaps)
     ranks = heat.ranks(ids, np.zeros(len(ids), np.float32), past.now)
     live = pages_hottest_first(ranks, past.put_order)
     kept = hottest_first(restore_heat(quantise_heat(ranks.heat)), past.put_order)
@@ -220,7 +220,7 @@ def tune(name: str, trace: Trace) -> None:
     """What each half-life keeps, on the first half of a trace, cut at a third and two thirds."""
     half = trace.head(len(trace) // 2)
     print(f"{name}, the first {len(half)} requests: gain kept at", *(f"{s:.0%}" for s in SHARES))
-    for half_life in TUNED_HALF_LIVES:
+    for half_life in TUNED_GAPS:
         parts = []
         for cut in (len(half) // 3, 2 * len(half) // 3):
             past, ahead = past_of(half, cut), range(cut, min(len(half), cut + HORIZON_REQUESTS))
@@ -235,7 +235,9 @@ def tune(name: str, trace: Trace) -> None:
                 ]
             )
         each = np.mean(parts, axis=0)
-        print(f"{half_life:6d} s ", *(f"{one:6.3f}" for one in each), f"  mean {each.mean():.3f}")
+        print(
+            f"{half_life:6.2f} gaps ", *(f"{one:6.3f}" for one in each), f"  mean {each.mean():.3f}"
+        )
 
 
 # --- what people read -----------------------------------------------------------------------------
@@ -348,7 +350,7 @@ MARKS = ("<!-- made by benchmarks/heat.py -->", "<!-- until here -->")
 
 def write_all(directory: Path, reports: Sequence[Mapping[str, Any]]) -> None:
     """heat.json, heat.svg and the tables between the marks of heat.md."""
-    document = {"half_life_seconds": HALF_LIFE_SECONDS, "seed": SEED, "traces": list(reports)}
+    document = {"half_life_gaps": HALF_LIFE_GAPS, "seed": SEED, "traces": list(reports)}
     (directory / "heat.json").write_text(json.dumps(document, indent=1) + "\n")
     (directory / "heat.svg").write_text(chart(reports))
     page = directory / "heat.md"
@@ -357,11 +359,24 @@ def write_all(directory: Path, reports: Sequence[Mapping[str, Any]]) -> None:
     page.write_text(re.sub(f"{begin}.*?{end}", lambda _: made, page.read_text(), flags=re.DOTALL))
 
 
-def load(path: Path | None) -> tuple[str, Trace]:
-    """A trace and its name; the generated one without a path."""
-    if path is None:
-        return "generated multi-turn", generate_trace(MultiTurn(), SEED)
-    return path.stem.replace("_", " "), read_trace(path)
+GENERATED = {
+    "generated long chats": MultiTurn(requests=2400, horizon_seconds=1800.0),
+    "generated short chats": MultiTurn(
+        requests=2400,
+        horizon_seconds=2400.0,
+        system_prompts=12,
+        turns_mean=4.0,
+        think_seconds_mean=90.0,
+    ),
+}
+
+
+def load(paths: Sequence[Path], *, with_generated: bool) -> dict[str, Trace]:
+    """Traces by name."""
+    traces = {path.stem.replace("_", " "): read_trace(path) for path in paths}
+    if with_generated:
+        traces |= {name: generate_trace(shape, SEED) for name, shape in GENERATED.items()}
+    return traces
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -371,15 +386,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, metavar="DIRECTORY")
     parser.add_argument("--tune", action="store_true")
     options = parser.parse_args(arguments)
-    paths: list[Path | None] = [*options.trace]
-    if not paths or options.write:
-        paths.append(None)
-    traces = [load(path) for path in paths]
+    traces = load(options.trace, with_generated=not options.trace or options.write is not None)
     if options.tune:
-        for name, trace in traces:
+        for name, trace in traces.items():
             tune(name, trace)
         return 0
-    reports = [report_on(name, trace) for name, trace in traces]
+    reports = [report_on(name, trace) for name, trace in traces.items()]
     print(table(reports))
     if options.write:
         write_all(options.write, reports)

@@ -1,6 +1,6 @@
 """What tracing costs a request: the same load with and without it, in interleaved windows.
 
-    python benchmarks/tracing.py [--rounds 20] [--seconds 3] [--json FILE]
+    python benchmarks/tracing.py [--rounds 20] [--seconds 6] [--json FILE]
 
 A store and a daemon run as processes of their own. One client asks at a fixed rate, as SGLang does,
 whether the pages of a chain are there, and fetches some of them. Each round has three windows in
@@ -35,10 +35,10 @@ from snapd.sglang.tracing import ChainTrace
 from snapd.wire.trace import trace_socket
 
 SEED = 20261122
-CHAINS, PAGES, FETCHED = 24, 128, 32
+CHAINS, PAGES, FETCHED = 24, 128, 16
 PART_BYTES = 32_768
 """One K or V of a page."""
-REQUESTS_PER_SECOND = 100.0
+REQUESTS_PER_SECOND = 40.0
 MODES = ("off", "off again", "on")
 KINDS = ("exist", "fetch")
 BOOTSTRAPS = 10_000
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 0 where tracing cannot be told from no tracing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     rng = random.Random(SEED)

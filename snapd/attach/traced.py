@@ -63,6 +63,11 @@ class TracedHeat:
         """Pages that heat is known of."""
         return len(self._pages)
 
+    @property
+    def half_life_seconds(self) -> float:
+        """In which a look-up loses half its weight now."""
+        return self._pages.half_life_seconds
+
     def fold(self, touches: Touches) -> None:
         """Count look-ups, which were made by now on the clock of this object."""
         with self._lock:

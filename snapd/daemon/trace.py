@@ -116,6 +116,7 @@ class TraceReceiver:
             "malformed": self._malformed,
             "refused": self._refused,
             "pages_known": self._traced.pages,
+            "half_life_seconds": self._traced.half_life_seconds,
         }
 
     # --- inside -------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """`PageHeat`: how likely each page of a token sequence is to be looked up again. No clock, no lock.
 
-A page has a *weight*: each look-up counts 1, and half as much for every `HALF_LIFE_SECONDS` since.
+A page has a *weight*: each look-up counts 1, and half as much for every half-life since then. Some
+services see a conversation again after seconds, others after half an hour; so the half-life is
+`HALF_LIFE_GAPS` times the usual time between two look-ups of a page, which is learned on the way.
 A look-up of a chain counts for each of its pages. A page then has the greatest weight among its
 own and those of all pages that follow it, so none weighs less than one that follows it. What counts
 is who asked, not who found: a page that is missed is about to be computed and put.
@@ -29,8 +31,21 @@ from snapd.plans.heat import lift_parents
 
 F64 = npt.NDArray[np.float64]
 
+HALF_LIFE_GAPS = 2.0
+"""Where conversations end soon, fewer are better; where prompts are used for long, more. See
+docs/heat.md."""
+
 HALF_LIFE_SECONDS = 300.0
-"""Found on the first half of one trace, and as good on others: see docs/heat.md."""
+"""Until `_GAPS_MIN` gaps were seen."""
+
+HALF_LIFE_SECONDS_MIN, HALF_LIFE_SECONDS_MAX = 30.0, 3600.0
+_GAPS_MIN = 1000
+_GAPS_MAX = 2**18
+"""When so many gaps are counted, all counts are halved: what was long ago is forgotten."""
+_STEPS_AN_OCTAVE_OF_GAPS = 4
+_GAP_STEPS = 64
+_CHANGE_OCTAVES_MIN = 0.5
+"""A half-life changes by that at least: each change blurs what earlier look-ups weigh."""
 
 WINDOW_SECONDS = 2.0
 
@@ -49,9 +64,12 @@ _OCTAVES_MAX = 1000.0
 _SEED_HEAT_MAX = 16.0
 """Nothing begins hotter: what was read all the time before a restart must go on being read."""
 
-_FORGET_HALF_LIVES = 48.0
-"""A page that weighs less than one look-up so long ago is forgotten (four hours): where nobody
-traces any more, blocks are soon judged by their own reads again."""
+_FORGET_SECONDS = 4 * 3600.0
+"""A page that weighs less than one look-up so long ago is forgotten: where nobody traces any more,
+blocks are soon judged by their own reads again."""
+
+_NEVER = -(2**62)
+"""A window before all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +122,21 @@ class PageHeat:
     48 bytes a page. `fold` and `seed` change it, everything else only looks.
     """
 
-    def __init__(self, pages_max: int, half_life_seconds: float = HALF_LIFE_SECONDS) -> None:
+    def __init__(
+        self,
+        pages_max: int,
+        *,
+        half_life_gaps: float = HALF_LIFE_GAPS,
+        half_life_seconds: float | None = None,
+    ) -> None:
+        """With `half_life_seconds` the half-life is that, whatever the gaps are."""
         self._pages_max = pages_max
-        self._half_life = half_life_seconds
+        self._half_life_gaps = half_life_gaps
+        self._learns = half_life_seconds is None
+        self.half_life_seconds = half_life_seconds or HALF_LIFE_SECONDS
+        """The half-life of look-ups that are counted now."""
+        self._gaps: F64 = np.zeros(_GAP_STEPS, np.float64)
+        """Gaps by the logarithm of their windows."""
         self._origin = 0.0
         """The moment as of which weights are, on the caller's clock."""
         self._page: U64 = np.empty(0, np.uint64)
@@ -140,11 +170,14 @@ class PageHeat:
         counted = np.repeat(self._window[at], np.diff(firsts, append=len(page)))
         fresh = (_changes(page) | _changes(window)) & (window > counted)
         weight = np.where(fresh, self._weighs(window * WINDOW_SECONDS), 0.0)
+        gaps = _gaps(page, window, counted, fresh)
         self._own[at] += np.add.reduceat(weight, firsts)
         self._window[at] = np.maximum(self._window[at], window[firsts])
         self._link(at, parent, np.maximum.reduceat(touches.depth[order], firsts))
         self._lift(at)
         self._bound(now)
+        if self._learns:
+            self._learn(gaps, now)
 
     def seed(self, pages: U64, heat: F32, now: float) -> None:
         """Add what was known of pages before, as `heat` gives it: that of the hottest block of each
@@ -156,14 +189,14 @@ class PageHeat:
         self._insert(pages[firsts])
         at = np.searchsorted(self._page, pages[firsts])
         known = np.minimum(heat[firsts].astype(np.float64), _SEED_HEAT_MAX)
-        power = BLOCK_HALF_LIFE_SECONDS / self._half_life
+        power = BLOCK_HALF_LIFE_SECONDS / self.half_life_seconds
         self._own[at] += known**power * self._weighs(now)
         self._lift(at)
         self._bound(now)
 
     def forget_cold(self, now: float) -> None:
         """Forget pages that have not been looked up for very long."""
-        least = self._weighs(now) * 2.0**-_FORGET_HALF_LIVES
+        least = float(self._weighs(now - _FORGET_SECONDS))
         if len(self) and float(self._weight.min()) < least:
             self._keep(self._weight >= least)
 
@@ -189,7 +222,7 @@ class PageHeat:
 
     def _heat_of(self, at: I64, now: float) -> F32:
         weight = self._weight[at] / self._weighs(now)
-        scale = self._half_life / BLOCK_HALF_LIFE_SECONDS
+        scale = self.half_life_seconds / BLOCK_HALF_LIFE_SECONDS
         heat: F32 = (weight**scale).astype(np.float32)
         return heat
 
@@ -197,14 +230,14 @@ class PageHeat:
 
     def _weighs(self, seconds: F64 | float) -> F64:
         """What a look-up at each of these moments weighs."""
-        octaves = (np.asarray(seconds) - self._origin) / self._half_life
+        octaves = (np.asarray(seconds) - self._origin) / self.half_life_seconds
         weight: F64 = np.exp2(np.minimum(octaves, _OCTAVES_MAX))
         return weight
 
     def _rebase(self, now: float) -> None:
         if not len(self):
             self._origin = now
-        elapsed = (now - self._origin) / self._half_life
+        elapsed = (now - self._origin) / self.half_life_seconds
         if elapsed > _REBASE_HALF_LIVES:
             self._own *= 2.0**-elapsed
             self._weight *= 2.0**-elapsed
@@ -223,7 +256,7 @@ class PageHeat:
         self._parent = np.insert(self._parent, at, np.uint64(0))
         self._own = np.insert(self._own, at, 0.0)
         self._weight = np.insert(self._weight, at, 0.0)
-        self._window = np.insert(self._window, at, -(2**62))
+        self._window = np.insert(self._window, at, _NEVER)
         self._depth = np.insert(self._depth, at, UNKNOWN_DEPTH)
 
     def _link(self, at: I64, parent: U64, depth: I64) -> None:
@@ -270,6 +303,35 @@ class PageHeat:
         above, known = self._parents(np.arange(len(self)))
         self._weight = lift_parents(self._weight, np.where(known, above, -1))
 
+    def _learn(self, gaps: I64, now: float) -> None:
+        """Have the half-life follow the median of the gaps, given in windows."""
+        steps = np.rint(np.log2(gaps) * _STEPS_AN_OCTAVE_OF_GAPS).astype(np.int64)
+        self._gaps += np.bincount(np.minimum(steps, _GAP_STEPS - 1), minlength=_GAP_STEPS)
+        total = float(self._gaps.sum())
+        if total < _GAPS_MIN:
+            return
+        if total > _GAPS_MAX:
+            self._gaps /= 2
+        median = int(np.searchsorted(np.cumsum(self._gaps), self._gaps.sum() / 2))
+        gap_seconds = WINDOW_SECONDS * 2.0 ** (median / _STEPS_AN_OCTAVE_OF_GAPS)
+        wanted = self._half_life_gaps * gap_seconds
+        wanted = min(max(wanted, HALF_LIFE_SECONDS_MIN), HALF_LIFE_SECONDS_MAX)
+        if abs(np.log2(wanted / self.half_life_seconds)) >= _CHANGE_OCTAVES_MIN:
+            self._change_half_life(wanted, now)
+
+    def _change_half_life(self, seconds: float, now: float) -> None:
+        """What weighs more than one look-up now keeps its weight, and what weighs less the moment
+        at which one look-up would weigh as much. So the order of pages, and that no page is colder
+        than those that follow it, stay as they are."""
+        scale = self.half_life_seconds / seconds
+        elapsed = (now - self._origin) / self.half_life_seconds
+        for weights in (self._own, self._weight):
+            with np.errstate(divide="ignore"):
+                octaves = np.log2(weights) - elapsed
+            octaves = np.where(octaves < 0, octaves * scale, octaves)
+            weights[:] = np.where(weights > 0, np.exp2(np.maximum(octaves, -_OCTAVES_MAX)), 0.0)
+        self.half_life_seconds, self._origin = seconds, now
+
     def _bound(self, now: float) -> None:
         """Drop the coldest, the tails of chains first, if there are too many."""
         if len(self) <= self._pages_max:
@@ -284,6 +346,18 @@ class PageHeat:
         self._page, self._parent = self._page[kept], self._parent[kept]
         self._own, self._weight = self._own[kept], self._weight[kept]
         self._window, self._depth = self._window[kept], self._depth[kept]
+
+
+def _gaps(page: U64, window: I64, counted: I64, fresh: Bools) -> I64:
+    """Windows between each fresh look-up and the one before it of the same page, where there is
+    one. Rows are ordered by page, newest first; `counted` is the window counted before them all."""
+    at = np.flatnonzero(fresh)
+    before = counted[at]
+    follows = np.flatnonzero(page[at[1:]] == page[at[:-1]])
+    before[follows] = window[at[follows + 1]]
+    known = before != _NEVER
+    gaps: I64 = window[at[known]] - before[known]
+    return gaps
 
 
 def _changes(column: npt.NDArray[np.generic]) -> Bools:

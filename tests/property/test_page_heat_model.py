@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +13,10 @@ from snapd.blocks.keys import U64
 from snapd.plans.heat import HALF_LIFE_SECONDS as BLOCK_HALF_LIFE_SECONDS
 from snapd.plans.order import pages_hottest_first
 from snapd.plans.pageheat import (
+    HALF_LIFE_GAPS,
     HALF_LIFE_SECONDS,
+    HALF_LIFE_SECONDS_MAX,
+    HALF_LIFE_SECONDS_MIN,
     UNKNOWN_DEPTH,
     WINDOW_SECONDS,
     PageHeat,
@@ -92,7 +96,7 @@ def _model(tree: list[int], asked: list[Asked], now: float) -> dict[int, float]:
 
 def _fold(tree: list[int], asked: list[Asked], cuts: list[int], pages_max: int = 1000) -> PageHeat:
     """All look-ups in the order of time, folded in at these cuts."""
-    heat = PageHeat(pages_max)
+    heat = PageHeat(pages_max, half_life_seconds=HALF_LIFE_SECONDS)
     ordered = sorted(asked, key=lambda one: one.seconds)
     bounds = sorted({min(cut, len(ordered)) for cut in cuts} | {0, len(ordered)})
     for first, last in zip(bounds[:-1], bounds[1:], strict=True):
@@ -236,6 +240,59 @@ def test_what_a_manifest_kept_is_where_pages_begin_again() -> None:
     again = after.ranks(pages, nothing, 5000.0)
     assert again.heat[2] > kept[2]
     assert again.heat[1] >= again.heat[2]
+
+
+def _asked_every(seconds: float, times: int, pages: int = 100) -> PageHeat:
+    """Look-ups of as many chains of one page, each that often, spread evenly."""
+    heat = PageHeat(1000)
+    for turn in range(times):
+        at = turn * seconds + np.linspace(0, seconds, pages, endpoint=False)
+        heat.fold(
+            Touches(
+                _ids(list(range(pages))),
+                np.zeros(pages, np.uint64),
+                np.zeros(pages, np.int64),
+                at,
+            ),
+            (turn + 1) * seconds,
+        )
+    return heat
+
+
+@pytest.mark.parametrize("seconds", [4.0, 20.0, 60.0, 100.0, 250.0, 600.0, 5000.0])
+def test_the_half_life_follows_the_gaps_between_lookups(seconds: float) -> None:
+    wanted = min(max(HALF_LIFE_GAPS * seconds, HALF_LIFE_SECONDS_MIN), HALF_LIFE_SECONDS_MAX)
+    assert _asked_every(seconds, 8).half_life_seconds == HALF_LIFE_SECONDS, "too few to tell"
+    learned = _asked_every(seconds, 40).half_life_seconds
+    assert abs(np.log2(learned / wanted)) <= 0.6
+    fixed = PageHeat(10, half_life_seconds=77.0)
+    assert fixed.half_life_seconds == 77.0
+
+
+def test_a_new_half_life_turns_no_order_round() -> None:
+    """What was ordered by another half-life stays so: heat falls along every chain, and whoever is
+    asked for from now on rises."""
+    rng = np.random.default_rng(5)
+    tree = rng.integers(0, 10**6, 300).tolist()
+    heat = PageHeat(10_000)
+    seconds, used = 0.0, set()
+    for turn in range(800):
+        seconds += float(rng.uniform(0.3, 0.7)) * (1 if turn < 400 else 40)
+        leaf = int(rng.integers(301))
+        one = Asked(leaf, 0, seconds, True, True)
+        heat.fold(_touches(tree, one), seconds)
+        used.add(heat.half_life_seconds)
+    assert len(used) >= 3, "the gaps of the second half are forty times as long"
+    rows = list(range(301))
+    ranks = heat.ranks(_ids(rows), np.zeros(301, np.float32), seconds)
+    known = ranks.page != 0
+    for child in rows[1:]:
+        if known[child]:
+            assert ranks.heat[tree[child - 1] % child] >= ranks.heat[child]
+    assert np.isfinite(ranks.heat).all()
+    latest = _ids([int(leaf)])
+    assert ranks.heat[rows.index(leaf)] >= 0.99
+    assert latest[0] in ranks.page
 
 
 def test_pages_that_nobody_asks_for_any_more_are_forgotten() -> None:
