@@ -23,9 +23,10 @@ from snapd.attach.mooncake.inventory import Inventory
 from snapd.attach.mooncake.layout import Layout, LiveSegment, lay_out
 from snapd.attach.mooncake.master import MasterAdmin
 from snapd.attach.mooncake.memory import Memory
-from snapd.attach.mooncake.mounts import Life, Mounts
+from snapd.attach.mooncake.mounts import Mounts
 from snapd.attach.mooncake.poll import Poll
 from snapd.attach.mooncake.service import StoreService
+from snapd.attach.mooncake.stores import Life
 from snapd.config import load_settings
 from snapd.errors import SegmentError, SnapdError, StoreUnavailableError
 

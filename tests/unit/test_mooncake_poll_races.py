@@ -10,6 +10,7 @@ from scripted_master import ELSEWHERE, Scene, checksum
 
 from snapd.attach.mooncake import counters, poll
 from snapd.attach.mooncake.layout import Layout
+from snapd.attach.mooncake.life import same_life
 from snapd.attach.mooncake.master import MasterSegment
 from snapd.errors import ProtocolError, StoreUnavailableError
 
@@ -82,6 +83,9 @@ def test_a_new_life_of_the_master_ends_a_hash(scene: Scene, step: str) -> None:
     with pytest.raises(StoreUnavailableError, match=OVER):
         scene.look()
     assert scene.resident() == {}
+    # Who attaches again has to find it out, too, or the next look would end in the same way.
+    assert scene.poll.newest is not None
+    assert not same_life(scene.poll.newest, scene.admin.counters())
 
 
 def test_a_segment_that_took_the_place_of_ours_during_a_hash_ends_it(scene: Scene) -> None:

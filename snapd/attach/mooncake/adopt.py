@@ -13,8 +13,9 @@ from snapd.attach.mooncake.layout import lay_out
 from snapd.attach.mooncake.life import same_life
 from snapd.attach.mooncake.master import MasterSegment
 from snapd.attach.mooncake.memory import Memory
-from snapd.attach.mooncake.mounts import Life, Mounts, Store
+from snapd.attach.mooncake.mounts import Mounts
 from snapd.attach.mooncake.record import SegmentRecord
+from snapd.attach.mooncake.stores import Life, Store
 from snapd.attach.mooncake.watch import ProcessWatch
 from snapd.config import event
 from snapd.errors import SnapdError

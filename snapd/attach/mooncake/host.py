@@ -21,10 +21,11 @@ from snapd.attach.mooncake.life import Activity, same_life
 from snapd.attach.mooncake.looker import Looker, LookObserver
 from snapd.attach.mooncake.master import MasterAdmin, MasterSegment
 from snapd.attach.mooncake.memory import Memory
-from snapd.attach.mooncake.mounts import Life, MountObserver, Mounts
+from snapd.attach.mooncake.mounts import MountObserver, Mounts
 from snapd.attach.mooncake.notes import MountNotes
 from snapd.attach.mooncake.poll import Poll
 from snapd.attach.mooncake.putting import Putters
+from snapd.attach.mooncake.stores import Life
 from snapd.config import Settings, event
 from snapd.config.settings import admin_address
 from snapd.disk import Disk
@@ -97,7 +98,7 @@ class MooncakeHost:
         when one of them answers nonsense, SegmentError when no segment can be mounted.
         """
         # Before `now` is read, or what a look reads meanwhile would seem to be from a later life.
-        seen = [self._life_counters, self.poll.baseline, self.poll.recent]
+        seen = [self._life_counters, self.poll.newest]
         now, listed = self.admin.counters(), self.admin.segments()
         with self._record_lock:
             if self._life is None:

@@ -29,6 +29,12 @@ class Places:
         """The places at these indices, or where this mask is true."""
         return Places(self.file[rows], self.offset[rows], self.size[rows])
 
+    def is_same(self, other: Places) -> Bools:
+        """Which blocks have a place, and the same one in `other`, bool [n]."""
+        same: Bools = (self.file == other.file) & (self.file != NOWHERE)
+        same &= (self.offset == other.offset) & (self.size == other.size)
+        return same
+
     @classmethod
     def none(cls, rows: int) -> Self:
         """Of n blocks that are nowhere."""

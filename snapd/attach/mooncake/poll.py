@@ -19,10 +19,11 @@ import numpy as np
 from snapd.attach.mooncake.counters import Counters
 from snapd.attach.mooncake.inventory import Inventory
 from snapd.attach.mooncake.layout import Layout
-from snapd.attach.mooncake.life import Activity, same_life
+from snapd.attach.mooncake.life import Activity
 from snapd.attach.mooncake.master import MasterAdmin, MasterSegment
 from snapd.attach.mooncake.memory import Memory
 from snapd.attach.mooncake.places import NOWHERE, Kept, Places
+from snapd.attach.mooncake.witness import Witness
 from snapd.blocks import KeyColumn
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.config import event
@@ -89,8 +90,6 @@ class Poll:
     the last look may have come behind the listing of that look."""
     recent: Counters | None = None
     """The counters of the last look, from before its listing."""
-    _newest: Counters | None = None
-    """The counters that were seen last."""
     ambiguous_seconds_max: float = 30.0
     """How long a segment that is not there may be listed at addresses of ours; over client_ttl."""
     _ambiguous_since: float | None = None
@@ -110,16 +109,24 @@ class Poll:
     _looked_in: Layout | None = None
     """The session whose keys were listed at least once."""
 
+    def __post_init__(self) -> None:
+        self._witness = Witness(self.admin, self.memory)
+
     def begin_life(self, counters: Counters, *, known: bool) -> None:
         """A life of the master: nothing that was said in another one means anything. `known` says
         that the inventory, empty as it is, is to account for what happened since these counters;
         else they are where it begins."""
         self.baseline = self.recent = counters if known else None
-        self._newest = counters
+        self._witness.begin_life(counters)
         self._remove_alls = counters.remove_alls
         self._accounted = counters if known else None
         self._foreign.clear()
         self._dead_listed = self.forgotten = frozenset()
+
+    @property
+    def newest(self) -> Counters | None:
+        """The counters that were seen last in this life: it is over when any of them has fallen."""
+        return self._witness.newest
 
     def look(self, layout: Layout, dead: Mapping[str, int]) -> Look:
         """Look once. `dead` are the ids of segments that died in this life of the master, with the
@@ -132,8 +139,8 @@ class Poll:
         self._number += 1
         look = Look(self._number)
         self._label = self.fingerprint()
-        before = self._counters()
-        listed = self._segments(layout)
+        before = self._witness.counters()
+        listed = self._witness.segments(layout)
         if layout.is_ambiguous(listed):
             look.is_ambiguous = True
             self._bear_ambiguity(layout)
@@ -148,8 +155,8 @@ class Poll:
         hashes = keys.hashes()
         # What these count happened before or after the listing; what is missing in it for a reason
         # that they do not count is impossible.
-        after = self._counters()
-        dead_after = _files_of(dead, self._segments(layout))
+        after = self._witness.counters()
+        dead_after = _files_of(dead, self._witness.segments(layout))
         activity = Activity(self.baseline or before, after)
         look.listed, look.unlistable = len(keys), keys.unlistable
         if after.remove_alls > self._remove_alls:
@@ -239,7 +246,7 @@ class Poll:
         self.forgotten -= set(files.tolist())
         before = _files_of(dead, self.admin.segments())
         hashes = self.admin.keys().hashes()
-        activity = Activity(self.recent, self._counters())
+        activity = Activity(self.recent, self._witness.counters())
         self._accounted = activity.now
         self._dead_listed = before & _files_of(dead, self.admin.segments())
         kept = self.inventory.resident()
@@ -336,7 +343,7 @@ class Poll:
         ):
             located = self.admin.locate(keys, layout.segments)
             now = layout.places(located)
-            moved = ~_same(places, now)
+            moved = ~places.is_same(now)
             # It was put again, into another host's memory: the version that was here is over.
             away = located.found & (now.file == NOWHERE)
             look.vanished += self.inventory.vanished(slots[away], sequence[away], removed=True)
@@ -392,59 +399,18 @@ class Poll:
             )
             look.new += len(kept)
 
-    # --- the hash between two looks ---------------------------------------------------------------
-
     def _hash(
         self, look: Look, layout: Layout, keys: KeyColumn, places: Places
     ) -> tuple[Bools, U64]:
-        """Hash blocks in place; which of them were there before and after it, bool [n], and the
-        checksums, uint64 [n].
-
-        Between the two looks a key could leave and come back to the same place, with another key's
-        bytes there meanwhile. Where the counters say that anything could leave, it is all done
-        again: it would have to happen twice, and leave the same bytes each time.
-        """
-        before = self._counters()
-        checksums, good = self.memory.hashes(places)
+        """See `Witness.hash`."""
+        good, checksums = self._witness.hash(layout, keys, places)
         look.hashed_bytes += int(places.size.sum())
-        good &= self._is_still(layout, keys, places)
-        after = self._counters()
-        if Activity(before, after).may_have_moved:
-            again, there = self.memory.hashes(places)
-            good &= there & (again == checksums) & self._is_still(layout, keys, places)
-            self._counters()
-        if layout.is_ambiguous(self._segments(layout)):
-            good[:] = False
         look.moved += len(good) - int(good.sum())
         return good, checksums
-
-    def _is_still(self, layout: Layout, keys: KeyColumn, places: Places) -> Bools:
-        return _same(places, layout.places(self.admin.locate(keys, layout.segments)))
-
-    def _counters(self) -> Counters:
-        """Raises StoreUnavailableError in a new life of the master."""
-        now = self.admin.counters()
-        # Beside the newest: soon enough a new life has counted as much as the old one had long ago.
-        if self._newest is not None and not same_life(self._newest, now):
-            raise StoreUnavailableError("Mooncake's master was started again: its keys are gone")
-        self._newest = now
-        return now
-
-    def _segments(self, layout: Layout) -> list[MasterSegment]:
-        """Raises StoreUnavailableError when one of ours is not listed as it was."""
-        listed = self.admin.segments()
-        layout.check(listed)
-        return listed
 
 
 def _files_of(dead: Mapping[str, int], listed: Sequence[MasterSegment]) -> frozenset[int]:
     return frozenset(dead[one.segment_id] for one in listed if one.segment_id in dead)
-
-
-def _same(left: Places, right: Places) -> Bools:
-    same: Bools = left.file == right.file
-    same &= (left.offset == right.offset) & (left.size == right.size) & (left.file != NOWHERE)
-    return same
 
 
 def _pieces(rows: I64, sizes: U64) -> Sequence[I64]:
