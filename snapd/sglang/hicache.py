@@ -12,8 +12,8 @@ import importlib
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +27,7 @@ from snapd.config import event
 from snapd.config.logs import TextFormatter
 from snapd.sglang.bundled import PatientStore, bundled_config
 from snapd.sglang.label import label_of
+from snapd.sglang.labelling import Labelling
 from snapd.sglang.options import DEFAULT_TENANT, read_options
 from snapd.sglang.places import RankName, claim_place
 from snapd.sglang.refusals import check_config, check_old_pool, check_pool, check_second_pool
@@ -64,10 +65,8 @@ class SnapdHiCache(MooncakeStore):
         self._is_bundled = options.store == "bundled"
         self._tracer = Tracer(trace_socket(options.runtime_dir)) if options.trace else None
         self._trace = ChainTrace(self._tracer)
-        self._pools: dict[str, Any] = {}
-        self._labelling = threading.Lock()
+        self._labelling = Labelling(weight_version, self._take_label)
         self._label = ""
-        self._weights: Any = None
         if self._is_bundled:
             extra_config |= bundled_config(options)
             storage_config = dataclasses.replace(storage_config, extra_config=extra_config)
@@ -174,26 +173,15 @@ class SnapdHiCache(MooncakeStore):
         super().register_mem_host_pool_v2(host_pool, host_pool_name)
 
     def _add_pool(self, name: str, pool: Any) -> None:
-        with self._labelling:
-            self._pools[name] = pool
-            self._say_label()
+        """Mooncake has no labels; there the daemon asks SGLang itself (docs/mooncake.md)."""
+        if self._is_bundled:
+            self._labelling.add_pool(name, pool)
 
-    def _follow_weights(self) -> None:
-        """Take another label as soon as SGLang serves other weights: what the old ones computed is
-        from then on a miss."""
-        if self._is_bundled and weight_version() != self._weights:
-            with self._labelling:
-                self._say_label()
-
-    def _say_label(self) -> None:
-        """Tell the client what it puts and gets. The caller holds the lock."""
-        if not self._is_bundled:
-            return  # Mooncake has no labels; the daemon asks SGLang itself (docs/mooncake.md)
-        self._weights = weight_version()
-        server = {**server_arguments(), "weight_version": self._weights}
-        label = label_of(
-            self._rank_config, server, self._pools, fingerprint=self._options.fingerprint
-        )
+    def _take_label(self, weights: Any, pools: Mapping[str, Any]) -> None:
+        """Tell the client what it puts and gets from now on."""
+        server = {**server_arguments(), "weight_version": weights}
+        fingerprint = self._options.fingerprint
+        label = label_of(self._rank_config, server, pools, fingerprint=fingerprint)
         if label == self._label:
             return
         code = self.store.take_label(label)
@@ -209,11 +197,18 @@ class SnapdHiCache(MooncakeStore):
                 code=code,
             )
 
+    def _may_read(self) -> bool:
+        return not self._is_bundled or self._labelling.reading()
+
+    def _writing(self) -> AbstractContextManager[bool]:
+        return self._labelling.writing() if self._is_bundled else nullcontext(enter_result=True)
+
     # --- pages ------------------------------------------------------------------------------------
 
     def batch_exists(self, keys: list[str], extra_info: Any = None) -> int:
         """How many pages from the first are there."""
-        self._follow_weights()
+        if not self._may_read():
+            return 0
         hits = int(super().batch_exists(self._old_tagged(keys), extra_info))
         self._trace.lookup(keys, extra_info, hits)
         return hits
@@ -222,7 +217,8 @@ class SnapdHiCache(MooncakeStore):
         self, keys: list[str], pool_transfers: Any = None, extra_info: Any = None
     ) -> Any:
         """The same for a hybrid model, each pool by its policy."""
-        self._follow_weights()
+        if not self._may_read():
+            return super().batch_exists_v2([], None, extra_info)
         result = super().batch_exists_v2(keys, pool_transfers, extra_info)
         if self.mem_pool_host.kv_buffer is None:  # else `batch_exists` was asked, and told it
             self._trace.lookup(keys, extra_info, result.kv_hit_pages)
@@ -232,18 +228,36 @@ class SnapdHiCache(MooncakeStore):
         self, keys: list[str], host_indices: torch.Tensor, extra_info: Any = None
     ) -> list[bool]:
         """Copy pages into the host pool; whether each came whole."""
-        self._follow_weights()
+        if not self._may_read():
+            return [False] * len(keys)
         found: list[bool] = super().batch_get_v1(keys, host_indices, extra_info)
         self._trace.lookup(keys, extra_info, _leading(found))
+        return found
+
+    def batch_get_v2(self, transfers: list[Any], extra_info: Any = None) -> dict[str, list[bool]]:
+        """The same for pools beside it, by their names."""
+        if not self._may_read():
+            return _nothing(transfers)
+        found: dict[str, list[bool]] = super().batch_get_v2(transfers, extra_info)
         return found
 
     def batch_set_v1(
         self, keys: list[str], host_indices: torch.Tensor, extra_info: Any = None
     ) -> list[bool]:
         """Copy pages out of the host pool; whether each is stored."""
-        self._follow_weights()
-        done: list[bool] = super().batch_set_v1(keys, host_indices, extra_info)
+        with self._writing() as may:
+            if not may:
+                return [False] * len(keys)
+            done: list[bool] = super().batch_set_v1(keys, host_indices, extra_info)
         self._trace.lookup(keys, extra_info, _leading(done))
+        return done
+
+    def batch_set_v2(self, transfers: list[Any], extra_info: Any = None) -> dict[str, list[bool]]:
+        """The same for pools beside it, by their names."""
+        with self._writing() as may:
+            if not may:
+                return _nothing(transfers)
+            done: dict[str, list[bool]] = super().batch_set_v2(transfers, extra_info)
         return done
 
     def clear(self) -> None:
@@ -257,6 +271,7 @@ class SnapdHiCache(MooncakeStore):
         """End the connection to the bundled store. Mooncake's object ends when it is dropped, as
         SGLang has it, and gives up its place on disk then."""
         super().close()
+        self._labelling.close()
         if self._tracer is not None:
             self._tracer.close()
         if self._is_bundled:
@@ -273,6 +288,11 @@ class SnapdHiCache(MooncakeStore):
 def _leading(states: Sequence[bool]) -> int:
     """How many are true before the first that is not."""
     return next((row for row, state in enumerate(states) if not state), len(states))
+
+
+def _nothing(transfers: Sequence[Any]) -> dict[str, list[bool]]:
+    """Of each pool, that no page came or went."""
+    return {transfer.name: [False] * len(transfer.keys or ()) for transfer in transfers}
 
 
 def _make_logs_heard() -> None:

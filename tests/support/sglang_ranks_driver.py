@@ -279,8 +279,12 @@ class Rank:
             "sglang": theirs and {"master": theirs.master_server_address, **said},
         }
 
+    def flush(self) -> None:
+        """What a flush of SGLang's caches does to the host pool."""
+        self._pool.clear()
+
     def serve(self, weight_version: str) -> None:
-        """What SGLang does once other weights are loaded."""
+        """What SGLang does once other weights are loaded; it flushes its caches after that."""
         if OLD:
             self._publish(**{**self._server, "weight_version": weight_version})
             return
