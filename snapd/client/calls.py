@@ -24,11 +24,13 @@ _ALREADY_EXISTS = int(ReturnCode.OBJECT_ALREADY_EXISTS)
 
 
 class Calls:
-    """The session that calls use, if there is one, and the memory that they registered."""
+    """The session that calls use, if there is one, the memory that they registered, and what the
+    caller named his host."""
 
     def __init__(self) -> None:
         self._session: ClientSession | None = None
         self._buffers = BufferRegistry()
+        self._hostname = ""
 
     def _put(
         self, names: list[bytes], sources: Sources, config: ReplicateConfig, *, upsert: bool

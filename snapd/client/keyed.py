@@ -49,6 +49,18 @@ class KeyCalls(Calls):
             NOT_FOUND,
         )
 
+    def batch_replica_clear(self, keys: list[str], segment_name: str = "") -> list[str]:
+        """Remove those of these keys that have no lease; the ones that went. A key has one replica,
+        so that is `batch_remove`, for any client. Of a segment that is not named "" or like this
+        host nothing is removed."""
+        names = encode_keys_of(keys)
+        if not isinstance(segment_name, str):
+            raise TypeError(f"segment_name must be a str, not {type(segment_name).__name__}")
+        if self._session is None or segment_name not in ("", self._hostname):
+            return []
+        codes = self.batch_remove(keys)
+        return [name.decode() for name, code in zip(names, codes, strict=True) if code == OK]
+
     def remove_all(self, force: bool = False) -> int:
         """Remove every key, those with a lease only with `force`. The number removed, or a
         negative code; WRITE_FAIL as for `remove`."""

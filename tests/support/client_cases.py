@@ -946,6 +946,21 @@ CASES = (
         ),
     ),
     Case(
+        "clearing replicas",
+        (
+            call("put_batch", ["a", "b", "c", "leased"], [b"1"] * 4, gives=0),
+            call("is_exist", "leased", gives=1),
+            call("batch_replica_clear", ["a", "gone", "", "leased"], gives=["a"]),
+            call("batch_is_exist", ["a", "leased"], gives=[0, 1]),
+            call("batch_replica_clear", ["b"], "nowhere", gives=[]),
+            call("batch_replica_clear", keys=["b", "b"], segment_name="", gives=["b"]),
+            call("batch_replica_clear", [b"c"], gives=["c"]),
+            call("batch_replica_clear", [], gives=[]),
+            call("batch_replica_clear", "c", gives=TYPE_ERROR),
+            call("batch_replica_clear", ["c"], 5, gives=TYPE_ERROR),
+        ),
+    ),
+    Case(
         "remove_all counts",
         (
             call("remove_all", gives=0),
@@ -1060,6 +1075,7 @@ CASES = (
                 why=NO_SESSION,
             ),
             call("remove_by_regex", "k", gives=-600, wheel=CRASH, why=NO_SESSION),
+            call("batch_replica_clear", ["k"], gives=[]),
             call("remove", "k", gives=-600, wheel=CRASH, why=NO_SESSION),
             call("batch_remove", ["k", "j"], gives=[-600] * 2, wheel=CRASH, why=NO_SESSION),
             call("remove_all", gives=-600, wheel=CRASH, why=NO_SESSION),
