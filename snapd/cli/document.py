@@ -25,8 +25,9 @@ Generated from `snapd.cli`: `python -m snapd.cli.document > docs/cli.md`.
 With `--json` a command writes one JSON document to stdout, in errors too (`error`, `exit_code`);
 messages and progress go to stderr. Settings come from where `docs/settings.md` says.
 
-`list`, `show`, `verify` and `rebuild` need only the repository: they work while the daemon is
-stopped. `prune` and `purge` ask the daemon if one runs, and work on the repository if none does.
+`list`, `show`, `verify`, `rebuild`, `backup` and `restore` need only the repository: they work
+while the daemon is stopped. `prune` and `purge` ask the daemon if one runs, and work on the
+repository if none does.
 
 A repository in which any file was written by a newer version is refused by everything that writes
 (exit code 5): what that file removed or replaced is not known. Nothing is changed. `list` and

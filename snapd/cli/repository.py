@@ -22,14 +22,7 @@ def open_repository(settings: Settings, *, read_only: bool = True) -> Iterator[R
     For reading it is pinned against pruning, not locked. Raises NothingThereError when there is
     none, LockHeldError when it is to be changed and a daemon has it, NewerFormatError, DiskError.
     """
-    missing = f"no repository at {settings.persistent_path}: name the right --persistent-path"
-    try:
-        disk = PosixDisk(settings.persistent_path)
-    except DiskError as error:
-        if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-            raise NothingThereError(missing) from error
-        raise
-    try:
+    with open_disk(settings) as disk:
         try:
             repository = Repository.open(
                 disk,
@@ -39,8 +32,26 @@ def open_repository(settings: Settings, *, read_only: bool = True) -> Iterator[R
                 pack_bytes_max=settings.pack_bytes_max,
             )
         except NothingThereError as error:
-            raise NothingThereError(missing) from error
+            raise NothingThereError(_missing(settings)) from error
         with repository:
             yield repository
+
+
+@contextmanager
+def open_disk(settings: Settings) -> Iterator[PosixDisk]:
+    """The directory `persistent_path`, closed at the end of the context. Raises NothingThereError
+    when there is none, or DiskError."""
+    try:
+        disk = PosixDisk(settings.persistent_path)
+    except DiskError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+            raise NothingThereError(_missing(settings)) from error
+        raise
+    try:
+        yield disk
     finally:
         disk.close()
+
+
+def _missing(settings: Settings) -> str:
+    return f"no repository at {settings.persistent_path}: name the right --persistent-path"

@@ -14,6 +14,12 @@ COMMANDS = {
     "list": ("snapd.cli.list", "list_generations", "List the snapshots in the repository."),
     "show": ("snapd.cli.show", "show", "Show one snapshot."),
     "verify": ("snapd.cli.verify", "verify", "Read snapshots and check every byte."),
+    "backup": (
+        "snapd.cli.backup",
+        "backup",
+        "Write a backup somewhere else, while the daemon runs.",
+    ),
+    "restore": ("snapd.cli.restore", "restore", "Bring a backup back, all of it or nothing."),
     "prune": ("snapd.cli.prune", "prune", "Delete what retention does not need."),
     "purge": ("snapd.cli.purge", "purge", "Remove blocks from store and disk for good."),
     "rebuild": ("snapd.cli.rebuild", "rebuild", "Make a new snapshot from the packs alone."),

@@ -17,6 +17,7 @@ from snapd.errors import (
     LockHeldError,
     NewerFormatError,
     NothingThereError,
+    RefusedError,
     SnapdError,
 )
 from snapd.formats.repository import decode_repository, encode_repository
@@ -30,6 +31,7 @@ from snapd.repository.names import (
     PACKS,
     PINS_FILE,
     REPOSITORY_FILE,
+    RESTORE_FILE,
     TEMPORARY,
     parse_journal,
     parse_manifest,
@@ -45,8 +47,10 @@ def read_identity(disk: Disk) -> bytes:
     """The repository's id, for a reader: from `repository.json`, or if that is damaged, from the
     files that repeat it.
 
-    Raises NothingThereError, NewerFormatError or DiskError.
+    Raises NothingThereError, NewerFormatError, RefusedError (a restore is not finished) or
+    DiskError.
     """
+    refuse_unfinished_restore(disk)
     try:
         return _believed(disk, _read_repository_file(disk))
     except CorruptError:
@@ -58,6 +62,19 @@ def read_identity(disk: Disk) -> bytes:
     if found is None:
         raise NothingThereError("there is no repository here: check persistent_path")
     return found
+
+
+def refuse_unfinished_restore(disk: Disk) -> None:
+    """Refuse a directory that a restore has not finished: what is there is a part of a snapshot.
+
+    The restore makes this file first and removes it last, so that all it brings appears in that
+    one step. Raises RefusedError or DiskError.
+    """
+    if RESTORE_FILE in disk.list(""):
+        raise RefusedError(
+            "a restore into this directory is not finished: run the same `snapctl restore` again, "
+            "which goes on where it was, or delete what is in the directory"
+        )
 
 
 def refuse_newer(problem: str) -> NewerFormatError:
@@ -98,11 +115,13 @@ def prepare(disk: Disk) -> tuple[bytes, list[str]]:
     """Make the directory a repository for its writer: identity, subdirectories, no leftovers.
 
     Returns the repository's id and the files that were moved aside. The caller holds the lock.
-    Raises NewerFormatError, before anything was changed, or DiskError.
+    Raises NewerFormatError or RefusedError (a restore is not finished), before anything was
+    changed, or DiskError.
 
     Crash argument: the subdirectories are durable before the identity is, and each step is left
     alone when it is done already, so a crash anywhere is repaired by the next start.
     """
+    refuse_unfinished_restore(disk)
     with contextlib.suppress(CorruptError, DiskError):
         _read_repository_file(disk)  # that of a newer snapd is refused before anything is changed
     check_versions(disk)

@@ -84,6 +84,20 @@ def write_manifest(disk: Disk, repository_id: bytes, generation: int, manifest: 
     no moment an older manifest is touched. Raises DiskError, or CorruptError when it does not read
     back as it was written; the generation is then used up and nothing may be pruned.
     """
+    trailer, pieces = encode_manifest_file(repository_id, generation, manifest)
+    name = manifest_name(generation)
+    write_durably(disk, name, MANIFESTS, pieces)
+    sealed, raw = read_index(disk, name, MANIFEST_MAGIC, repository_id, direct=True)
+    if sealed.trailer != trailer or sealed.problem or index_digest(raw) != trailer.index_digest:
+        raise CorruptError(f"{name} does not read back as it was written")
+    return sealed.file_bytes
+
+
+def encode_manifest_file(
+    repository_id: bytes, generation: int, manifest: Manifest
+) -> tuple[FileTrailer, list[bytes]]:
+    """The trailer of a manifest's file, and the bytes of the file in pieces. Raises CorruptError
+    for one that this version could not read."""
     body, raw_bytes = encode_manifest(manifest)
     header = FileHeader(MANIFEST_MAGIC, repository_id, secrets.token_bytes(ID_BYTES), generation)
     trailer = FileTrailer(
@@ -96,13 +110,7 @@ def write_manifest(disk: Disk, repository_id: bytes, generation: int, manifest: 
     )
     # Parsed before it is written: a manifest that this version cannot read never gets its name.
     decode_manifest(body, trailer)
-    name = manifest_name(generation)
-    pieces = [encode_header(header), body, encode_trailer(trailer)]
-    write_durably(disk, name, MANIFESTS, pieces)
-    sealed, raw = read_index(disk, name, MANIFEST_MAGIC, repository_id, direct=True)
-    if sealed.trailer != trailer or sealed.problem or index_digest(raw) != trailer.index_digest:
-        raise CorruptError(f"{name} does not read back as it was written")
-    return sealed.file_bytes
+    return trailer, [encode_header(header), body, encode_trailer(trailer)]
 
 
 def read_manifest(disk: Disk, repository_id: bytes, generation: int) -> tuple[Manifest, int]:

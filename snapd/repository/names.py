@@ -15,6 +15,8 @@ PACKS, MANIFESTS, JOURNAL, QUARANTINE = "packs", "manifests", "journal", "quaran
 DIRECTORIES = (PACKS, MANIFESTS, JOURNAL, QUARANTINE)
 BALLAST_FILE = f"{JOURNAL}/ballast"
 """Room that the journal has for itself; see `snapd.repository.ballast`."""
+RESTORE_FILE = "restoring"
+"""There from the first step of a restore to its last: until then nobody uses what is here."""
 TEMPORARY = ".tmp"
 """End of the names of files that are still being written."""
 ASIDE = "aside-"
