@@ -45,7 +45,6 @@ class MooncakeDistributedStore(ValueCalls, AddressCalls, KeyCalls):
         super().__init__()
         self._end_session: Callable[[], object] = _nothing
         """Also called when this object is dropped, or the interpreter ends, without `close`."""
-        self._hostname = ""
 
     # --- life -------------------------------------------------------------------------------------
 

@@ -236,6 +236,7 @@ class Cold:
         blocks.soft_seconds[rows] = blocks.soft_seconds[cold_rows]
         blocks.durable[rows] = blocks.durable[cold_rows]
         blocks.begin_pins(rows, now)
+        blocks.soft_until[rows] = blocks.soft_until[cold_rows]  # its time goes on, or is over
         blocks.index.replace(book.records["key_hash"][rows], cold_rows, rows)
         blocks.free(cold_rows)
         blocks.counters.filled += len(rows)

@@ -6,10 +6,19 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from store_kit import LocalStore, StoreClient, shared_memory_path
+from store_kit import (
+    Daemon,
+    LocalStore,
+    StoreClient,
+    checksum_of,
+    key_batch,
+    shared_memory_path,
+    unpack_reserved,
+)
 
-from snapd.blocks import Pin
+from snapd.blocks import Pin, hash_keys
 from snapd.store.groups import GroupUse, with_their_groups
+from snapd.wire import messages as m
 from snapd.wire.codes import ReturnCode
 
 SIZE = 40_000
@@ -126,6 +135,31 @@ def test_reads_do_not_prolong_a_soft_pin(store: LocalStore) -> None:
     store.advance(6)
     fill(store, client, 30)
     assert client.exist([b"pinned"]) == [0]
+
+
+def test_a_block_that_comes_from_disk_does_not_begin_its_soft_pin_anew(store: LocalStore) -> None:
+    """As in Mooncake: what was restored is ordinary cache."""
+    daemon = Daemon(store)
+    registered = m.RegisterCold(
+        key_batch([b"pinned"]),
+        hash_keys([b"pinned"]).tobytes(),
+        np.array([SIZE], np.uint64).tobytes(),
+        np.array([checksum_of(b"x" * SIZE)], np.uint64).tobytes(),
+        np.zeros(1, np.uint32).tobytes(),
+        np.array([Pin.SOFT], np.uint8).tobytes(),
+        np.ones(1, np.float32).tobytes(),
+    )
+    _, slots, sequences, _ = unpack_reserved(daemon.call(registered, m.Reserved))
+    daemon.ready()
+    _, new, numbers, offsets = daemon.fill_start(slots, sequences)
+    daemon.write(int(offsets[0]), b"x" * SIZE)
+    assert daemon.fill_end((slots, sequences), (new, numbers), [0]) == [0]
+    client = store.client()
+    assert client.get([b"pinned"]) == [b"x" * SIZE]
+    assert store.blocks.soft_until[int(new[0])] < store.now
+    store.advance(10)
+    fill(store, client, 30)
+    assert client.get([b"pinned"]) == [None]
 
 
 @pytest.mark.parametrize(("keep", "stays"), [(True, 1), (False, 0)])
