@@ -40,7 +40,10 @@ class Offloader:
         self._session: Session | None = None
         self._offload: Offload | None = None
         self._told: U64 = np.zeros(0, np.uint64)
-        """By slot: the version that the store knows to be durable; 0 is none."""
+        """By slot: the version that the store was told of; 0 is none."""
+        self._told_row: I64 = np.zeros(0, np.int64)
+        """By slot: the catalog row that made it durable then. In another row it is told again,
+        since the store forgets what it was told of a row that died in between."""
         self.offloaded = (0, 0)
         """Blocks that are served from disk only, and their bytes."""
 
@@ -53,6 +56,7 @@ class Offloader:
             self.close()
             self._session = session
             self._told = np.zeros(len(session.residency.sequence), np.uint64)
+            self._told_row = np.zeros(len(self._told), np.int64)
         try:
             if self._offload is None:
                 self._offload = session.open_offload()
@@ -79,10 +83,11 @@ class Offloader:
             awaiting = self._await_manifest(session)
             durable = live & ~np.isin(rows, awaiting) if len(awaiting) else live
             told = self._told[slots] == sequences
-            fresh = np.flatnonzero(durable & ~cold & ~told)
+            fresh = np.flatnonzero(durable & ~cold & ~(told & (self._told_row[slots] == rows)))
             if len(fresh):
                 agreed = fresh[offload.keep(slots[fresh], sequences[fresh], epoch)]
                 self._told[slots[agreed]] = sequences[agreed]
+                self._told_row[slots[agreed]] = rows[agreed]
             # What the store has or may have cold and cannot be loaded: it was dropped, or is bad.
             over = np.flatnonzero(~live & (cold | told))
             if len(over):

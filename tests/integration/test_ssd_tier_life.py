@@ -320,3 +320,35 @@ def test_what_is_live_again_is_told_once_a_manifest_says_so(made: ExitStack) -> 
     life.daemon.commit()
     life.daemon.flush()
     assert int((durable > 0).sum()) == 10
+
+
+def test_what_survives_a_remove_all_is_told_again(made: ExitStack) -> None:
+    """Leased blocks stay, in a new epoch: on disk they are dead, and are written again."""
+    life = life_of(made)
+    assert life.daemon is not None
+    fill(life, NAMES[:10])
+    kept = NAMES[:5]
+    life.client.exist(kept)
+    assert life.client.remove_all() == 5
+    assert not life.store.blocks.durable.any()
+    assert life.daemon.flush().written == 5
+    assert int((life.store.blocks.durable > 0).sum()) == 5
+    fill(life, NAMES[20:])
+    assert life.client.exist(kept) == [1] * 5
+    assert life.read(kept) == [BLOCKS[name] for name in kept]
+
+
+def test_what_was_dropped_and_is_written_again_is_told_again(made: ExitStack) -> None:
+    life = life_of(made)
+    assert life.daemon is not None
+    fill(life, NAMES[:10])
+    session, catalog = life.daemon.session, life.daemon.repository.catalog
+    assert session is not None
+    life.daemon.compactor._drop(session, catalog.live_rows())
+    life.daemon.commit()  # nothing needs their packs any more
+    with session.residency.lock:
+        session.residency.forget(session.residency.waiting(COLDER))
+    assert life.daemon.flush().written == 10
+    assert int((life.store.blocks.durable > 0).sum()) == 10
+    fill(life, NAMES[20:])
+    assert life.client.exist(NAMES[:10]) == [1] * 10

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from contextlib import ExitStack
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -80,12 +81,16 @@ class TierMachine(RuleBasedStateMachine):
             self.current.pop(key, None)
             self.safe.discard(key)
 
-    @rule(forced=st.booleans())
-    def remove_all(self, forced: bool) -> None:
-        self.life.store.advance(1.0)  # no lease is left
+    @rule(forced=st.booleans(), leased=st.sets(st.sampled_from(NAMES), max_size=5))
+    def remove_all(self, forced: bool, leased: set[bytes]) -> None:
+        self.life.store.advance(1.0)  # no older lease is left
+        self.life.client.exist(sorted(leased))
         self.life.client.remove_all(force=forced)
         self.untold |= self.life.daemon is None
-        self.current, self.safe = {}, set()
+        stays = {key for key in NAMES if self.life.client.exist([key]) == [1]}
+        assert stays <= (set() if forced else leased)
+        self.current = {key: self.current[key] for key in stays}
+        self.safe = set()
 
     # --- the daemon ---------------------------------------------------------------------------
 
@@ -98,6 +103,20 @@ class TierMachine(RuleBasedStateMachine):
         assert daemon.flush(tell=tell).rejected == 0
         if tell:
             self.safe |= set(there)
+            self.all_that_is_durable_is_known_to_be()
+
+    def all_that_is_durable_is_known_to_be(self) -> None:
+        """To the store, after it was told."""
+        daemon = self.life.daemon
+        assert daemon is not None
+        if daemon.session is None or daemon.session.open_offload is None:
+            return
+        catalog, residency = daemon.repository.catalog, daemon.session.residency
+        slots = np.flatnonzero((residency.sequence != 0) & ~residency.cold & (residency.row >= 0))
+        rows = residency.row[slots]
+        awaiting = np.concatenate([np.empty(0, np.int64), *daemon.session.revived])
+        slots = slots[catalog.is_live(rows) & ~np.isin(rows, awaiting)]
+        assert (self.life.store.blocks.durable[slots] > 0).all(), "would be lost by an eviction"
 
     @precondition(lambda self: self.life.daemon is not None)
     @rule()
