@@ -18,7 +18,7 @@ from enum import Enum
 import numpy as np
 
 from snapd.attach.mooncake.changes import ChangeLog
-from snapd.attach.mooncake.frozen import FrozenBlocks
+from snapd.attach.mooncake.lost import LostBlocks
 from snapd.attach.mooncake.places import NOWHERE, Kept, Places
 from snapd.attach.mooncake.slots import SlotTable
 from snapd.attach.port import I32, Registered, Scan
@@ -60,11 +60,7 @@ class Inventory(SlotTable):
         """What `register_cold` does with keys that are not listed."""
         self.dropped_for_space = 0
         """Blocks of the store that there was no slot for, of the last `insert`."""
-        self._frozen: list[FrozenBlocks] = []
-        self._lost: list[FrozenBlocks] = []
-        """What was lost since the session began."""
-        self._waiting: list[FrozenBlocks] = []
-        """What this session may put back, where the policy is KNOWN."""
+        self._lost = LostBlocks()
         self._is_registered = False
         self.was_registered = False
         """Whether any session has registered all that it may put back."""
@@ -81,17 +77,17 @@ class Inventory(SlotTable):
         and its doubts: nobody has seen what it did not get to.
         """
         with self.lock:
-            unregistered = [] if self._is_registered else self._waiting
             if not self._is_registered and self.cold_policy is ColdPolicy.REMOVED:
                 policy = ColdPolicy.REMOVED
-            self._is_registered = False
             self.boot_id, self.cold_policy = boot_id, policy
             cold = np.flatnonzero(self._cold[: self._unused])
-            waiting = FrozenBlocks(self.describe(cold), self._file[cold])
-            # What was lost since the session before stands in front of what waited in it.
-            known = [*self._lost, waiting, *unregistered]
-            self._waiting = known if policy is ColdPolicy.KNOWN else []
-            self._lost = []
+            self._lost.begin(
+                self.describe(cold),
+                self._file[cold],
+                was_registered=self._is_registered,
+                keeps_waiting=policy is ColdPolicy.KNOWN,
+            )
+            self._is_registered = False
             self._release(cold)
             self.epoch = self.changes.renumber()
             self._epoch[: self._unused] = self.epoch
@@ -181,7 +177,7 @@ class Inventory(SlotTable):
             codes[new] = ReturnCode.OK
             part = table if len(new) == rows else table.take(new)
             self._write(given, part.keys, part.key_hash, part.size, part.checksum)
-            held = self.held_by(part)
+            held = self._lost.held_by(part)
             self._cold[given] = True
             self._file[given], self._offset[given] = held.file, held.offset
             self._fingerprint[given], self._group[given] = part.fingerprint, part.group
@@ -257,9 +253,7 @@ class Inventory(SlotTable):
             resident = (self._sequence[: self._unused] != 0) & ~self._cold[: self._unused]
             rows = np.flatnonzero(resident & np.isin(self._file[: self._unused], files))
             if len(rows):
-                frozen = FrozenBlocks(self.describe(rows), self._file[rows])
-                self._frozen.insert(0, frozen)
-                self._lost.append(frozen)
+                self._lost.lose(self.describe(rows), self._file[rows])
                 self._release(rows)
             return rows
 
@@ -267,8 +261,7 @@ class Inventory(SlotTable):
         """Before cold blocks are registered: what was lost in these files and is not among the
         `listed` key hashes left before its segment did. With `removed` that is told. How many."""
         with self.lock:
-            keys = [waiting.drop_unlisted(files, listed) for waiting in self._waiting]
-            left = KeyColumn.concatenate(keys)
+            left = self._lost.drop_unlisted(files, listed)
             if removed:
                 self._tell_removed(left)
             return len(left)
@@ -279,31 +272,12 @@ class Inventory(SlotTable):
         with self.lock:
             self.cold_policy = ColdPolicy.REMOVED
 
-    def held_by(self, table: BlockTable) -> Places:
-        """Where bytes with the key, size and checksum of these blocks were when their segment
-        died; the newest such place."""
-        with self.lock:
-            result = Places.none(len(table))
-            for frozen in self._frozen:
-                left = np.flatnonzero(result.file == NOWHERE)
-                if not len(left):
-                    break
-                at = frozen.find(table if len(left) == len(table) else table.take(left))
-                hit = at >= 0
-                result.file[left[hit]] = frozen.file[at[hit]]
-                offset = result.offset.copy()
-                offset[left[hit]] = frozen.offset[at[hit]]
-                result = Places(result.file, offset, table.size)
-            return result
-
     def forget_files(self, files: I64) -> None:
         """These files are deleted: nothing is held there any more."""
         with self.lock:
             cold = np.flatnonzero(self._cold[: self._unused])
             self._file[cold[np.isin(self._file[cold], files)]] = NOWHERE
-            for frozen in self._frozen:
-                frozen.forget(files)
-            self._frozen = [frozen for frozen in self._frozen if frozen.is_used]
+            self._lost.forget_files(files)
 
     # --- for the look at the store ----------------------------------------------------------------
 
@@ -454,16 +428,13 @@ class Inventory(SlotTable):
 
     def _may_come_back(self, table: BlockTable) -> Bools:
         """Which of these blocks, on disk and not listed, the policy lets be put back."""
-        may: Bools = np.full(len(table), self.cold_policy is ColdPolicy.LOST)
         if self.cold_policy is ColdPolicy.KNOWN:
-            for waiting in self._waiting:
-                may |= waiting.knows(table.keys, table.key_hash)
-        return may
+            return self._lost.may_come_back(table.keys, table.key_hash)
+        return np.full(len(table), self.cold_policy is ColdPolicy.LOST)
 
     def _settle(self, rows: I64, sequences: U64, places: Places) -> None:
         """Cold blocks become resident."""
-        for frozen in self._frozen:
-            frozen.used(self._keys.take(rows), self._hash[rows])
+        self._lost.used(self._keys.take(rows), self._hash[rows])
         self._cold[rows] = False
         self._sequence[rows], self._fresh[rows] = sequences, 0
         self._file[rows], self._offset[rows] = places.file, places.offset

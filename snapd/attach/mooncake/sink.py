@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -25,12 +24,12 @@ from snapd.attach.mooncake.counters import Counters
 from snapd.attach.mooncake.master import MasterSegment, is_askable
 from snapd.attach.mooncake.places import NOWHERE, Places
 from snapd.attach.mooncake.putting import Putter, Putters, StagingMemory, padded
+from snapd.attach.mooncake.rooms import Rooms
 from snapd.attach.port import I32, Fill, Registered
 from snapd.blocks import BlockTable
 from snapd.blocks.keys import I64, U64, Bools
 from snapd.blocks.table import U32
 from snapd.errors import SegmentError
-from snapd.plans.room import share_out
 from snapd.wire.codes import ReturnCode
 
 STAGING_BYTES = 64 * 2**20
@@ -38,12 +37,6 @@ STAGING_BYTES = 64 * 2**20
 
 ATTEMPTS_MAX = 20
 """Puts of a block that the master does not list afterwards; then it is left on disk."""
-
-WATERMARK_RATIO_MAX = 0.9
-"""Where Mooncake's master begins to evict unless it is told otherwise; it does not say where."""
-
-_MARGIN_RATIO = 0.02
-"""How far below the watermark of eviction a put back stops: others put as well."""
 
 
 class Looks(Protocol):
@@ -78,20 +71,16 @@ class MooncakeSink:
     def __init__(
         self, attachment: Attachment, putters: Putters, looks: Looks, *, watermark_ratio: float
     ) -> None:
-        """`watermark_ratio` is the share of memory in use at which Mooncake's master was told to
-        evict; above `WATERMARK_RATIO_MAX` it is not believed, because evicting what readers use for
-        what is put back would be the worse mistake. Nothing is connected to yet."""
+        """`watermark_ratio` is that of `Rooms`. Nothing is connected to yet."""
         self._attachment = attachment
         self._inventory = attachment.inventory
         self._putters = putters
         self._looks = looks
-        self._full_ratio = min(watermark_ratio, WATERMARK_RATIO_MAX) - _MARGIN_RATIO
+        self._rooms = Rooms(attachment.layout, putters, watermark_ratio)
         self._admin = attachment.open_admin()
         self._staging: StagingMemory | None = None
         self._open: dict[int, Putter] = {}
         self._reservation: _Reservation | None = None
-        self._granted: dict[int, int] = {}
-        """Bytes of the fill under way by store, as the other lanes count them."""
 
     # --- the port -------------------------------------------------------------------------------
 
@@ -196,47 +185,9 @@ class MooncakeSink:
         codes[located.found & self._putters.doubted(table.keys)] = ReturnCode.REPLICA_IS_NOT_READY
         wanting = np.flatnonzero(codes == ReturnCode.OK)
         store = np.full(len(table), -1, np.int64)
-        store[wanting] = self._share_room(table.size[wanting])
+        store[wanting] = self._rooms.share(table.size[wanting], self._listed)
         codes[wanting[store[wanting] < 0]] = ReturnCode.NO_AVAILABLE_HANDLE
         return codes, store
-
-    def _share_room(self, sizes: U64) -> I64:
-        """Room for blocks of these sizes, which is theirs until `_give_back`: the store that each
-        is to be put into, int64 [n], -1 where there is no room."""
-        # What another lane puts is either on its way or in what the master lists, never in between.
-        with self._putters.turn:
-            numbers, rooms = self._rooms(self._listed())
-            share = share_out(sizes, rooms)
-            store: I64 = np.array([*numbers, -1], np.int64)[share]
-            self._granted = {
-                number: int(sizes[store == number].sum()) for number in np.unique(store[store >= 0])
-            }
-            self._putters.reserve(self._granted)
-        return store
-
-    def _rooms(self, listed: Sequence[MasterSegment]) -> tuple[list[int], list[int]]:
-        """Stores, the one with the most room first, and the bytes that may go into each: below the
-        watermark in its own segments and in all of the master's, which evicts by their sum."""
-        by_id = {one.segment_id: one for one in listed}
-        left = self._free(listed) - self._putters.reserved()
-        rooms: dict[int, int] = {}
-        for number in {one.store for one in self._attachment.layout.live}:
-            own = [
-                by_id[one.segment.segment_id]
-                for one in self._attachment.layout.live
-                if one.store == number
-            ]
-            rooms[number] = max(0, self._free(own) - self._putters.reserved(number))
-        numbers = sorted(rooms, key=lambda number: -rooms[number])
-        granted = []
-        for number in numbers:
-            granted.append(max(0, min(rooms[number], left)))
-            left -= granted[-1]
-        return numbers, granted
-
-    def _free(self, segments: Sequence[MasterSegment]) -> int:
-        total = sum(one.size_bytes for one in segments)
-        return int(total * self._full_ratio) - sum(one.used_bytes for one in segments)
 
     def _stage(self, reservation: _Reservation, fill: Fill) -> Fill:
         """Give each block its piece of the staging memory, with what an old file has of it.
@@ -419,8 +370,7 @@ class MooncakeSink:
 
     def _give_back(self) -> None:
         """What was reserved is put, or will not be."""
-        self._putters.release(self._granted)
-        self._granted = {}
+        self._rooms.give_back()
         self._reservation = None
 
 
