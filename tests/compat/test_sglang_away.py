@@ -36,9 +36,7 @@ def until_found(site: DaemonSite, rank: Rank, pages: int) -> None:
     site.until("SGLang finds its pages", lambda: timed(rank, "exists", count=pages) == pages)
 
 
-def test_a_store_that_is_away_at_start_and_later_is_a_miss(
-    site: DaemonSite, sglang: SglangRanks
-) -> None:
+def test_a_store_that_is_away_at_start_is_a_miss(site: DaemonSite, sglang: SglangRanks) -> None:
     with case(FaultClass.KILL, "no store yet when SGLang starts"):
         (rank,) = sglang.start(at(site))
         assert timed(rank, "exists", count=PAGES) == 0
@@ -49,7 +47,15 @@ def test_a_store_that_is_away_at_start_and_later_is_a_miss(
     with case(FaultClass.KILL, "no daemon yet when SGLang writes"):
         site.until("it can write", lambda: all(timed(rank, "fill", first=0, count=PAGES)))
         assert states_of([rank], 0, PAGES) == {"right": PAGES}
-    site.start_daemon()
+
+
+@pytest.mark.long
+def test_a_store_or_a_daemon_that_dies_is_a_miss_until_it_is_back(
+    site: DaemonSite, sglang: SglangRanks
+) -> None:
+    site.start()
+    (rank,) = sglang.start(at(site))
+    fill_all([rank], 0, PAGES)
     site.flushed()
     site.kill_daemon()
     with case(FaultClass.KILL, "the daemon alone under SGLang"):
@@ -88,10 +94,8 @@ def test_a_store_that_stands_still_costs_one_deadline(
 
 
 def test_other_weights_find_none_of_the_old_pages(site: DaemonSite, sglang: SglangRanks) -> None:
-    """While SGLang runs, after everything was killed, and for a server that starts with them."""
-    site.start()
-    server = {"weight_version": "one"}
-    (rank,) = sglang.start(at(site, server=server))
+    site.start_store()
+    (rank,) = sglang.start(at(site, server={"weight_version": "one"}))
     fill_all([rank], 0, PAGES)
     rank.do("serve", weight_version="two")
     assert rank.do("exists", count=PAGES) == 0
@@ -103,6 +107,17 @@ def test_other_weights_find_none_of_the_old_pages(site: DaemonSite, sglang: Sgla
     rank.do("flush")
     fill_all([rank], 0, PAGES // 2, version=2)
     assert states_of([rank], 0, PAGES, 2) == {"right": PAGES // 2, "missing": PAGES // 2}
+
+
+@pytest.mark.long
+def test_old_weights_and_a_clear_stay_what_they_are_after_a_kill(
+    site: DaemonSite, sglang: SglangRanks
+) -> None:
+    site.start()
+    server = {"weight_version": "one"}
+    old, new = sglang.start(at(site, server=server), at(site, server={"weight_version": "two"}))
+    fill_all([old], 0, PAGES)
+    fill_all([new], 0, PAGES // 2, version=2)
     with case(FaultClass.KILL, "everything under two versions of the weights"):
         sglang.kill()
         lose_everything(site)

@@ -11,9 +11,12 @@ from mooncake_site import MooncakeSite
 from sglang_ranks import RankError, SglangRanks, states_of, together
 
 
-@pytest.fixture
-def site(tmp_path: Path, sglang_old: SglangRanks) -> Iterator[MooncakeSite]:
-    with MooncakeSite(tmp_path, python=sglang_old.python) as site:
+@pytest.fixture(scope="module")
+def site(
+    tmp_path_factory: pytest.TempPathFactory, sglang_old_import: SglangRanks
+) -> Iterator[MooncakeSite]:
+    directory = tmp_path_factory.mktemp("mooncake")
+    with MooncakeSite(directory, python=sglang_old_import.python) as site:
         site.start_master()
         yield site
 

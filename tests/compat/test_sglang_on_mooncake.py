@@ -85,7 +85,6 @@ def test_a_lookup_names_the_pages_and_what_came_before_them(
         assert more.pages.tolist() == asked.pages[4:].tolist()
 
 
-@pytest.mark.long
 def test_every_rank_has_a_place_on_disk_that_no_other_can_have(
     site: MooncakeSite, sglang: SglangRanks, tmp_path: Path
 ) -> None:

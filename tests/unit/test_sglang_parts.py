@@ -356,3 +356,18 @@ def test_a_draft_model_that_only_one_rank_would_store_is_refused() -> None:
     check_second_pool(config, "mamba", is_mha=True)
     with pytest.raises(SettingError, match=r"'draft'.*tp_size = 2"):
         check_second_pool(config, "draft", is_mha=True)
+
+
+@pytest.mark.parametrize(
+    ("is_mla", "pieces", "is_right"), [(False, 2, True), (False, 8, False), (True, 4, True)]
+)
+def test_a_page_in_pieces_is_refused(is_mla: bool, pieces: int, is_right: bool) -> None:
+    """Unless it is MLA's, whose pages may lie in one piece for each layer."""
+    config = SimpleNamespace(**{**CONFIG, "is_mla_model": is_mla})
+    meta = ([0] * pieces, [16] * pieces)
+    pool = SimpleNamespace(kv_buffer=1, layout="any", get_page_buffer_meta=lambda _: meta)
+    if is_right:
+        check_pool(config, pool, None)
+        return
+    with pytest.raises(SettingError, match=r"layout 'any' has a page in 8 pieces"):
+        check_pool(config, pool, None)
