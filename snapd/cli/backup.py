@@ -9,6 +9,7 @@ import click
 from snapd.backup import (
     BackupResult,
     Capture,
+    DirectoryPlace,
     RateLimit,
     SaveOptions,
     captured,
@@ -29,6 +30,7 @@ from snapd.cli.progress import progress
 from snapd.cli.repository import open_disk
 from snapd.config import Settings
 from snapd.disk import Disk
+from snapd.disk.simulated import SimulatedDisk
 from snapd.disk.streams import StreamSink
 from snapd.errors import IntegrityError, RefusedError
 
@@ -127,6 +129,9 @@ def _save(
                 name, lambda sink: results.append(save_stream(disk, capture, sink, options))
             )
             return results[0]
+    if options.dry_run and target.kind == "directory" and not target.exists:
+        # An empty directory, without making one.
+        return save_place(disk, capture, DirectoryPlace(SimulatedDisk()), options)
     with target.place(create=not options.dry_run) as place:
         return save_place(disk, capture, place, options)
 

@@ -51,6 +51,11 @@ class Target:
             return cls("bucket", text)
         return cls("directory" if text.endswith("/") or Path(text).is_dir() else "file", text)
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a directory or a file of that name."""
+        return Path(self.text).exists()
+
     @contextmanager
     def place(self, *, create: bool) -> Iterator[Place]:
         """The directory or bucket. Raises DiskError or SettingError."""

@@ -66,9 +66,10 @@ def restore(
 ) -> int:
     """Bring a backup back, all of it or nothing.
 
-    It goes into --persistent-path, while no daemon runs. SOURCE is what `backup` was given: a directory, a file, `-`, or `s3://BUCKET/PREFIX`. Every byte
-    is checked as it comes, and nothing is visible before the end; a restore that was interrupted
-    goes on when the same command is run again, and until then the daemon refuses the directory.
+    It goes into --persistent-path, while no daemon runs. SOURCE is what `backup` was given: a
+    directory, a file, `-`, or `s3://BUCKET/PREFIX`. Every byte is checked as it comes, and nothing
+    is visible before the end; a restore that was interrupted goes on when the same command is run
+    again, and until then the daemon refuses the directory.
 
     A target that is not empty is refused. With --force its files are moved into aside-<n>, not
     deleted; if it is the repository that the backup is of, what was removed or replaced in it since
