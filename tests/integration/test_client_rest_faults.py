@@ -17,7 +17,7 @@ from daemon_site import DaemonSite
 from fault_ledger import FaultClass, case
 
 from snapd.blocks.keys import U64
-from snapd.client import MooncakeDistributedStore
+from snapd.client import MooncakeDistributedStore, ReplicateConfig
 from snapd.client.link import LinkOptions
 from snapd.client.options import PutOptions
 from snapd.client.parts import Parts, PartSources
@@ -219,6 +219,31 @@ for version in range(1, 1 << 30):
                 assert value == b"" or (len(value) == BLOCK and len(set(value)) == 1)
         assert store.stats().corrupt == 0
         assert client.put("after", b"x") == 0
+
+
+def test_batches_of_several_requests_keep_parts_and_groups_with_their_keys(
+    client: MooncakeDistributedStore,
+) -> None:
+    """A put is cut where it would take too much of the store at once."""
+    count, size, cut = 40, 500_000, 123_457
+    memory = np.random.default_rng(1).integers(0, 256, (count, size), np.uint8)
+    before = memory.copy()
+    keys = [f"k{row}" for row in range(count)]
+    addresses = [[int(row.ctypes.data), int(row.ctypes.data) + cut] for row in memory]
+    sizes = [[cut, size - cut]] * count
+    config = ReplicateConfig()
+    config.group_ids = [f"group{row // 2}" if row % 5 else "" for row in range(count)]
+    codes = client.batch_put_from_multi_buffers(keys, addresses, sizes, config)
+    assert codes == [0] * count
+    memory[:] = 0
+    codes = client.batch_get_into_multi_buffers(keys, addresses, sizes)
+    assert codes == [size] * count
+    assert (memory == before).all()
+    rows = [row[0] for row in addresses]
+    assert client.batch_upsert_from(keys, rows, [10] * count, config) == [0] * count
+    config.group_ids = [f"group{row // 2}" for row in range(count)]
+    codes = client.batch_upsert_from(keys, rows, [10] * count, config)
+    assert codes == [0 if row % 5 else -600 for row in range(count)]
 
 
 # --- removing by a pattern ------------------------------------------------------------------------
