@@ -130,7 +130,7 @@ class Flush:
             live = catalog.is_live(residency.row)
             change = diff_scan(scan.sequence, residency.sequence, residency.row, live)
             # Evicted into the SSD tier: the same version in the same slot, and on disk only.
-            residency.cold |= scan.cold & (scan.sequence == residency.sequence)
+            np.copyto(residency.cold, scan.cold, where=scan.sequence == residency.sequence)
             if self._counts(scan):
                 rows = residency.row[change.gone]
                 catalog.set_live(rows[rows >= 0], live=False)

@@ -46,6 +46,10 @@ def fill(life: TierLife, names: list[bytes] = NAMES) -> None:
         life.daemon.flush()
 
 
+def read(life: TierLife, names: list[bytes]) -> list[bytes | None]:
+    return life.read(names, at_once=10)
+
+
 def cold(life: TierLife) -> int:
     return int((life.store.blocks.book.state == SlotState.COLD).sum())
 
@@ -60,7 +64,7 @@ def test_four_times_as_much_as_memory_holds_is_read_back_and_written_once(
     assert life.client.exist(NAMES) == [1] * len(NAMES)
     written = life.disk.bytes_written  # type: ignore[attr-defined]
     for _ in range(3):
-        assert life.read(NAMES) == list(BLOCKS.values())
+        assert read(life, NAMES) == list(BLOCKS.values())
         result = life.daemon.flush()
         assert (result.written, result.evicted, result.rejected) == (0, 0, 0)
     assert life.disk.bytes_written == written  # type: ignore[attr-defined]
@@ -68,7 +72,7 @@ def test_four_times_as_much_as_memory_holds_is_read_back_and_written_once(
     assert life.daemon.repository.catalog.live_totals()[0] == len(NAMES)
     life.daemon.commit()
     life.power_cut()
-    assert life.read(NAMES) == list(BLOCKS.values()), "the same packs are the snapshot"
+    assert read(life, NAMES) == list(BLOCKS.values()), "the same packs are the snapshot"
 
 
 def test_off_what_is_evicted_leaves_the_live_set(made: ExitStack) -> None:
@@ -113,11 +117,11 @@ def test_removed_and_replaced_while_they_are_on_disk_only(made: ExitStack) -> No
     expected = (BLOCKS | new).copy()
     for name in NAMES[:5]:
         del expected[name]
-    assert life.read(NAMES) == [expected.get(name) for name in NAMES]
+    assert read(life, NAMES) == [expected.get(name) for name in NAMES]
     life.daemon.flush()
     life.daemon.commit()
     life.power_cut()
-    assert life.read(NAMES) == [expected.get(name) for name in NAMES]
+    assert read(life, NAMES) == [expected.get(name) for name in NAMES]
     life.client.remove_all(force=True)
     assert life.client.exist(NAMES) == [0] * len(NAMES)
     life.daemon.flush()
@@ -136,7 +140,7 @@ def test_compaction_moves_them_under_their_slots(made: ExitStack) -> None:
         life.daemon.commit()
     life.daemon.repository.catalog.shrink(rows_min=1)
     expected = [None if at % 2 == 0 else BLOCKS[name] for at, name in enumerate(NAMES)]
-    assert life.read(NAMES) == expected
+    assert read(life, NAMES) == expected
     result = life.daemon.flush()
     assert (result.written, result.matched) == (0, 0)
 
@@ -165,7 +169,7 @@ def test_a_budget_drops_the_coldest_and_the_store_hears_of_it(made: ExitStack) -
     resident = np.flatnonzero(book.state == SlotState.PUBLISHED)
     durable = resident[life.store.blocks.durable[resident] > 0]
     assert set(life.store.segment.mapping.keys_of(book.records[durable]).to_list()) <= live
-    for name, value in zip(NAMES, life.read(NAMES), strict=True):
+    for name, value in zip(NAMES, read(life, NAMES), strict=True):
         assert value in (None, BLOCKS[name])
         assert value is not None or name not in live, name
 
@@ -200,7 +204,7 @@ def test_a_cold_block_whose_row_died_unseen_is_dropped_by_the_next_flush(made: E
     assert life.client.exist(lost) == [0] * 10
     assert set(life.put({name: BLOCKS[name] for name in lost}).values()) == {0}
     life.daemon.flush()
-    assert life.read(lost) == [BLOCKS[name] for name in lost]
+    assert read(life, lost) == [BLOCKS[name] for name in lost]
 
 
 def test_bytes_that_went_bad_on_disk_are_a_miss_and_can_be_put_again(made: ExitStack) -> None:
@@ -214,7 +218,7 @@ def test_bytes_that_went_bad_on_disk_are_a_miss_and_can_be_put_again(made: ExitS
             data = np.frombuffer(disk.contents(f"packs/{name}"), np.uint8).copy()
             data[4096:-8192] ^= 0x55
             disk.replace_contents(f"packs/{name}", data.tobytes())
-        values = dict(zip(NAMES, life.read(NAMES), strict=True))
+        values = dict(zip(NAMES, read(life, NAMES), strict=True))
         assert all(value in (None, BLOCKS[name]) for name, value in values.items())
         lost = [name for name, value in values.items() if value is None]
         assert lost
@@ -240,7 +244,7 @@ def test_a_kill_of_either_loses_nothing_that_is_on_disk(made: ExitStack, who: st
             life.put({b"more-%d-%d" % (round_, at): content(at, BLOCK) for at in range(10)})
             assert life.client.exist(NAMES) == [1] * len(NAMES)
             life.daemon.flush()
-            assert life.read(NAMES) == list(BLOCKS.values())
+            assert read(life, NAMES) == list(BLOCKS.values())
 
 
 def test_switching_it_off_drops_nothing(made: ExitStack) -> None:
@@ -251,7 +255,7 @@ def test_switching_it_off_drops_nothing(made: ExitStack) -> None:
     life.kill_daemon()
     life.attach(offloads=False)
     assert life.client.exist(NAMES) == [1] * len(NAMES)
-    assert life.read(NAMES[:5]) == [BLOCKS[name] for name in NAMES[:5]]
+    assert read(life, NAMES[:5]) == [BLOCKS[name] for name in NAMES[:5]]
 
 
 def test_a_new_segment_serves_all_of_it(made: ExitStack) -> None:
@@ -265,7 +269,7 @@ def test_a_new_segment_serves_all_of_it(made: ExitStack) -> None:
     life.client = life.store.client()
     assert life.daemon is not None
     life.daemon.attach()
-    assert life.read(NAMES) == list(BLOCKS.values())
+    assert read(life, NAMES) == list(BLOCKS.values())
     life.daemon.flush()
     assert life.daemon.repository.catalog.live_totals()[0] == len(NAMES)
 
@@ -335,7 +339,7 @@ def test_what_survives_a_remove_all_is_told_again(made: ExitStack) -> None:
     assert int((life.store.blocks.durable > 0).sum()) == 5
     fill(life, NAMES[20:])
     assert life.client.exist(kept) == [1] * 5
-    assert life.read(kept) == [BLOCKS[name] for name in kept]
+    assert read(life, kept) == [BLOCKS[name] for name in kept]
 
 
 def test_what_was_dropped_and_is_written_again_is_told_again(made: ExitStack) -> None:

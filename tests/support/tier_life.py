@@ -14,6 +14,8 @@ from snapd.disk import Disk
 from snapd.warmup import Demand, Loader
 from snapd.wire import messages as m
 
+_WAIT_MS = 2000
+
 
 class TierLife:
     """`read` is a whole get: it waits for cold blocks, which the loader brings in."""
@@ -67,13 +69,14 @@ class TierLife:
             codes |= self.client.put({key: value}, **options)
         return codes
 
-    def read(self, keys: list[bytes], wait_ms: int = 2000) -> list[bytes | None]:
-        """The blocks of these keys, cold ones too."""
+    def read(self, keys: list[bytes], at_once: int = 1) -> list[bytes | None]:
+        """The blocks of these keys, cold ones too; `at_once` of them have to fit into memory."""
         result: list[bytes | None] = []
-        for key in keys:
+        for first in range(0, len(keys), at_once):
+            part = keys[first : first + at_once]
             self.store.advance(0.01)
-            self.client.call(m.GetStart(key_batch([key]), wait_ms), m.Located)
-            result += self.client.get([key])
+            self.client.call(m.GetStart(key_batch(part), _WAIT_MS), m.Located)
+            result += self.client.get(part)
         return result
 
     def kill_daemon(self) -> None:

@@ -161,8 +161,11 @@ def test_the_next_daemon_has_to_say_it_again(store: LocalStore) -> None:
     push_out(store)
     store.drop(daemon)
     assert client.exist(list(kept)) == [0] * 4, "nobody can load them"
-    more = blocks("m", 1)
-    client.put(more)
+    more, lost = blocks("m", 1), blocks("l", 1)
+    client.put(more | lost)
+    first = Daemon(store)
+    assert mark(first, *held(store, lost)) == [0]
+    store.drop(first)
     second = Daemon(store, b"second")
     codes, _, _ = second.register({b"k0": kept[b"k0"], b"m0": more[b"m0"]})
     assert codes.tolist() == [0, ReturnCode.OBJECT_ALREADY_EXISTS]
@@ -170,6 +173,7 @@ def test_the_next_daemon_has_to_say_it_again(store: LocalStore) -> None:
     assert client.exist(list(kept)) == [1, 0, 0, 0], "its packs have only one of them"
     push_out(store, "more")
     assert client.exist([b"m0"]) == [1], "resident and on disk, by its registration"
+    assert client.exist([b"l0"]) == [0], "the one before had it on disk"
     third = Daemon(store, b"second")
     assert client.exist([b"k0"]) == [1], "the same daemon on another connection"
     store.drop(third)
