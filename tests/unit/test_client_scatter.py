@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from snapd.blocks import Pin
 from snapd.client import ReplicateConfig, SoftPinAction
+from snapd.client import parts as parts_module
 from snapd.client.handle import BufferHandle
 from snapd.client.memory import BufferRegistry, PartsHasher
 from snapd.client.options import SOFT_PIN_MS_MAX, put_options
@@ -92,6 +93,21 @@ def test_a_block_fills_its_parts_and_nothing_beside_them(
     assert memory.tobytes() == bytes(expected)
 
 
+def test_a_part_is_hashed_before_it_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What changes under the copy then fails its first verification."""
+    memory, target = np.zeros(100, np.uint8), np.zeros(4096, np.uint8)
+    base = memory.ctypes.data
+
+    def copy(into: int, source: int, size: int) -> None:
+        memory[:] = 7
+        ctypes.memmove(into, source, size)
+
+    monkeypatch.setattr(parts_module, "copy_memory", copy)
+    sources = PartSources(Parts([[base, base + 50]], [[50, 50]]), [0])
+    checksum = sources.copy_to([target.ctypes.data])[0]
+    assert checksum != xxhash.xxh3_64_intdigest(target[:100].tobytes())
+
+
 def test_parts_that_do_not_hold_exactly_the_block_are_refused() -> None:
     memory = np.zeros(64, np.uint8)
     base = memory.ctypes.data
@@ -133,6 +149,7 @@ numbers = st.one_of(st.integers(0, 70), st.sampled_from([2**63, 2**64 - 1]))
 
 
 @settings(max_examples=40)
+@example(ranges=[(0, 8, 2), (0, 8, 3), (0, 10, 0), (0, 11, 0), (48, 0, 2), (48, 0, 3)], size=10)
 @given(ranges=st.lists(st.tuples(numbers, numbers, numbers), max_size=8), size=st.integers(0, 64))
 def test_no_range_leaves_its_value_or_its_buffer(
     ranges: list[tuple[int, int, int]], size: int
