@@ -87,6 +87,14 @@ class SnapdHiCache(MooncakeStore):
             tp_rank=storage_config.tp_rank,
         )
 
+        if self._is_bundled and options.enable_ssd_offload:
+            event(
+                _log,
+                logging.INFO,
+                "the SSD tier is switched on at the daemon, by MOONCAKE_ENABLE_SSD_OFFLOAD there",
+                configured_by=options.source,
+            )
+
     # --- the store beneath ------------------------------------------------------------------------
 
     def _store_names(self) -> ModuleType:

@@ -48,6 +48,7 @@ _GEOMETRY = (
     "storage_format_tag",
 )
 """Attributes of a host pool; what one does not have is left out."""
+_OF_ONE_RANK = frozenset({"head_num", "size_per_token"})
 
 
 def label_of(
@@ -72,24 +73,36 @@ def label_of(
         **{name: _scalar(server.get(name)) for name in SERVER_ARGUMENTS},
         **{name: getattr(config, name, None) for name in _RANKS},
     }
-    if getattr(config, "should_split_heads", False):
-        # Heads are stored one by one, so that servers of several sizes can share them.
+    is_shared = _is_shared(config, pools)
+    if is_shared:
         values["tp_size"] = f"split-{config.tp_lcm_size}"
     if getattr(config, "attn_cp_size", 1) > 1:
         values["attn_cp_rank"] = config.attn_cp_rank
     for name, pool in pools.items():
-        values[f"pool.{name}"] = pool_text(pool)
+        heads = pool.head_num * config.tp_size if is_shared and name == "kv" else None
+        values[f"pool.{name}"] = pool_text(pool, heads)
     label = label_text(values)
     if len(label) > LABEL_LENGTH_MAX:
         return f"xxh3_128={xxhash.xxh3_128_hexdigest(label.encode())}"
     return label
 
 
-def pool_text(pool: Any) -> str:
-    """A host pool's class and geometry."""
+def _is_shared(config: Any, pools: Mapping[str, Any]) -> bool:
+    """Whether heads are stored in groups of which a rank has one or several, so that servers of
+    several tensor-parallel sizes share them: SGLang's `tp_lcm_size`."""
+    lcm = getattr(config, "tp_lcm_size", None)
+    layout = getattr(pools.get("kv"), "layout", None)
+    return bool(lcm) and not config.is_mla_model and layout == "page_head"
+
+
+def pool_text(pool: Any, heads: int | None = None) -> str:
+    """A host pool's class and geometry; with `heads`, those of all ranks in place of what one rank
+    has of them."""
     said = [type(pool).__name__]
     for name in _GEOMETRY:
         value = getattr(pool, name, None)
+        if heads is not None and name in _OF_ONE_RANK:
+            value = heads if name == "head_num" else None
         if value is not None:
             said.append(f"{name}:{str(value).removeprefix('torch.')}")
     return ",".join(said)

@@ -26,6 +26,7 @@ MOONCAKE_VARIABLES = {
     "enable_ssd_offload": "MOONCAKE_ENABLE_SSD_OFFLOAD",
     "ssd_offload_path": "MOONCAKE_OFFLOAD_FILE_STORAGE_PATH",
     "tenant_id": "MOONCAKE_TENANT_ID",
+    "standalone_storage": "MOONCAKE_STANDALONE_STORAGE",
 }
 """Those of Mooncake's names that snapd reads itself, and their variables."""
 
@@ -54,6 +55,7 @@ class Options:
     enable_ssd_offload: bool
     ssd_offload_path: str
     tenant_id: str
+    standalone_storage: bool
 
     @property
     def address(self) -> str:
@@ -91,6 +93,7 @@ def read_options(extra_config: Mapping[str, Any], environment: Mapping[str, str]
         enable_ssd_offload=_truth(values, "enable_ssd_offload"),
         ssd_offload_path=_text(values, "ssd_offload_path"),
         tenant_id=_text(values, "tenant_id").strip() or DEFAULT_TENANT,
+        standalone_storage=_truth(values, "standalone_storage"),
     )
 
 

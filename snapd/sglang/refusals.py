@@ -22,10 +22,10 @@ def check_config(config: Any, extra_config: Mapping[str, Any], options: Options)
             "--hicache-storage-backend-extra-config: without it SGLang's dynamic loader passes "
             'copies of pages and no addresses; add "interface_v1": 1'
         )
-    if _asks_for(extra_config, "standalone_storage"):
+    if options.store == "mooncake" and options.standalone_storage:
         raise SettingError(
-            "standalone_storage = true: SGLang's dynamic loader passes no host pool to share; "
-            f"leave it out{'' if options.store == 'bundled' else ', or use ' + _BUILT_IN}"
+            f"standalone_storage = true in {options.source}: SGLang's dynamic loader passes no "
+            f"host pool to share; leave it out, or use {_BUILT_IN}"
         )
     if getattr(config, "dcp_size", 1) > 1:
         raise SettingError(
@@ -102,7 +102,3 @@ def check_second_pool(config: Any, pool_name: str, *, is_mha: bool) -> None:
             f"tp_size = {config.tp_size}: SGLang's dynamic loader has only rank 0 store it, "
             f"although each rank has its own; use {_BUILT_IN}, or no draft model"
         )
-
-
-def _asks_for(values: Mapping[str, Any], name: str) -> bool:
-    return str(values.get(name, "")).strip().lower() in {"true", "1", "yes", "y"}

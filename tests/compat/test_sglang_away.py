@@ -15,6 +15,7 @@ from sglang_ranks import Rank, RankError, SglangRanks, fill_all, states_of, toge
 from sglang_sites import at, lose_everything
 
 PAGES = 20
+NOWHERE = {"master_server_address": "127.0.0.1:1"}
 CALL_SECONDS = 9.0
 """More than a request's deadline, less than two."""
 
@@ -160,7 +161,20 @@ def test_what_cannot_work_is_refused_by_name(site: DaemonSite, sglang: SglangRan
     refused = [
         ({"pool": {"layout": "layer_first"}}, r"layout 'layer_first' has a page in 8 pieces.*"),
         ({"extra": {"interface_v1": 0}}, r'interface_v1 = 0.*add "interface_v1": 1'),
-        ({"extra": {"standalone_storage": True}}, r"standalone_storage = true.*leave it out"),
+        (
+            {"extra": {"standalone_storage": True, "snapd_store": "mooncake", **NOWHERE}},
+            r"standalone_storage = true in the extra config.*leave it out",
+        ),
+        (
+            {
+                "extra": {"snapd_store": "mooncake"},
+                "environment": {
+                    "MOONCAKE_MASTER": "127.0.0.1:1",
+                    "MOONCAKE_STANDALONE_STORAGE": "yes",
+                },
+            },
+            r"standalone_storage = true in the environment",
+        ),
         ({"extra": {"snapd_stor": "bundled"}}, r"snapd_stor'.*did you mean snapd_store"),
         ({"extra": {"snapd_store": "other"}}, r"snapd_store = 'other': use 'bundled' or"),
         ({"extra": {"tenant_id": "mine"}}, r"tenant_id = 'mine'.*use extra_backend_tag"),

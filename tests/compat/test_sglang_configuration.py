@@ -75,6 +75,7 @@ def test_the_store_is_found_by_each_source(tmp_path: Path, sglang: SglangRanks) 
                 **by_variable["environment"],
                 "MOONCAKE_MASTER": "10.0.0.1:50051",
                 "MOONCAKE_CHECK_SERVER": "true",
+                "MOONCAKE_STANDALONE_STORAGE": "true",
                 "MOONCAKE_GLOBAL_SEGMENT_SIZE": "64gb",
                 "MOONCAKE_PROTOCOL": "rdma",
             }

@@ -82,3 +82,23 @@ def test_a_hybrid_models_states_come_back_with_its_pages(
         for kept in (7, 15):
             assert together(second, "read_states", first=kept, count=1) == [["right"]] * 2
         assert together(second, "read_states", first=8, count=2) == [["missing"] * 2] * 2
+
+
+@pytest.mark.long
+def test_servers_of_two_tensor_parallel_sizes_share_their_heads(
+    site: DaemonSite, sglang: SglangRanks
+) -> None:
+    """SGLang's `tp_lcm_size`: one rank stores its heads in the groups that two ranks have."""
+    layout = {"layout": "page_head"}
+    one = {"tp_lcm_size": 2, "should_split_heads": True, "pool": {**layout, "heads": 4}}
+    two = [
+        {"tp_lcm_size": 2, "tp_rank": rank, "tp_size": 2, "pool": {**layout, "heads": 2}}
+        for rank in range(2)
+    ]
+    first, *others = sglang.start(at(site, one), *(at(site, each) for each in two))
+    fill_all([first], 0, PAGES)
+    assert states_of([first], 0, PAGES) == {"right": PAGES}
+    assert together(others, "exists", count=PAGES + 1) == [PAGES] * 2
+    first.do("clear")
+    fill_all(others, 0, PAGES)
+    assert first.do("exists", count=PAGES + 1) == PAGES

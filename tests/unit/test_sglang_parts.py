@@ -294,8 +294,12 @@ def test_a_label_says_what_keys_do_not() -> None:
 
 def test_ranks_that_share_a_cache_have_one_label() -> None:
     assert label({"tp_rank": 1}) == label()
-    split = {"should_split_heads": True, "tp_lcm_size": 8}
-    assert label({**split, "tp_size": 2}) == label({**split, "tp_size": 4})
+    heads = {"layout": "page_head", "head_num": 4, "size_per_token": 64}
+    half = {"layout": "page_head", "head_num": 2, "size_per_token": 32}
+    two, four = {"tp_lcm_size": 4, "tp_size": 2}, {"tp_lcm_size": 4, "tp_size": 4}
+    assert label(two, pool=heads) == label(four, pool=half)
+    assert label(two, pool=heads) != label(four, pool=heads)
+    assert label({"tp_size": 2}, pool=heads) != label({"tp_size": 4}, pool=half)
 
 
 def test_a_label_that_is_too_long_is_a_digest() -> None:
