@@ -185,6 +185,7 @@ def main() -> int:
     parser.add_argument("--block-bytes", type=int, default=65_536)
     parser.add_argument("--share", type=int, default=4, help="memory is one part in so many")
     parser.add_argument("--seconds", type=float, default=40.0, help="a replay takes at least")
+    parser.add_argument("--sites", nargs="+", choices=SITES, default=SITES)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--flush-seconds", type=float, default=1.0)
     parser.add_argument("--repository-bytes-max", type=int, default=0)
@@ -195,7 +196,7 @@ def main() -> int:
     else:
         trace = generate_trace(MultiTurn(requests=args.requests), args.seed)
     args.speed = float(trace.times[-1]) / args.seconds
-    runs = [one_run(name, trace, args) for _ in range(args.rounds) for name in SITES]
+    runs = [one_run(name, trace, args) for _ in range(args.rounds) for name in args.sites]
     document = {
         "requests": len(trace),
         "blocks": trace.block_count,

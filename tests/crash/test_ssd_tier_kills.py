@@ -12,7 +12,7 @@ import pytest
 from kill_schedule import Schedule
 from real_site import RealSite, wait_for
 
-BLOCKS, BLOCK_BYTES, MEMORY = 1400, 12_000, "4mb"
+BLOCKS, BLOCK_BYTES, MEMORY = 700, 12_000, "2mb"
 
 
 def tier_site(directory: Path, seed: int, **settings: object) -> RealSite:
@@ -32,7 +32,7 @@ def tier_site(directory: Path, seed: int, **settings: object) -> RealSite:
 @pytest.mark.parametrize(
     ("kills", "seed"),
     [
-        (3, 1),
+        (2, 1),
         pytest.param(80, 2, marks=pytest.mark.long),
         pytest.param(80, 3, marks=pytest.mark.long),
     ],
@@ -42,9 +42,9 @@ def test_kills_lose_nothing_that_is_in_the_tier(tmp_path: Path, kills: int, seed
         site.start()
         for number in range(2):
             site.start_client(number)
-        assert wait_for(lambda: site.metric("offload_blocks") > 200, 20.0, 0.1), site.log_tail()
+        assert wait_for(lambda: site.metric("offload_blocks") > 100, 20.0, 0.1), site.log_tail()
         schedule = Schedule(site, seed, "SSD tier: ")
         for number in range(kills):
             schedule.run(number)
-        assert site.metric("offload_blocks") > 200
+        assert site.metric("offload_blocks") > 100
         assert site.metric("demand_load_blocks_total", result="loaded") > 0

@@ -10,12 +10,12 @@ import numpy as np
 from daemon_site import DaemonSite, block
 
 SIZE = 32_000
-COUNT = 800
-"""26 MB; memory has 6."""
+COUNT = 500
+"""16 MB; memory has 4."""
 BATCH = 20
 NAMES = [f"key-{number}" for number in range(COUNT)]
 SITE = {
-    "global_segment_size": "6mb",
+    "global_segment_size": "4mb",
     "segment_blocks_max": 2 * COUNT,
     "flush_sec": 0.1,
     "pack_bytes_max": 2 << 20,
@@ -115,7 +115,7 @@ def test_the_byte_budget_is_its_size(tmp_path: Path) -> None:
             ended.set()
             watcher.join()
         assert 0 < most[0] <= budget
-        assert hits > (6 << 20) / SIZE, "no more than memory holds"
+        assert hits > (4 << 20) / SIZE, "no more than memory holds"
         # Nobody is promised what is not there: what exists can be read.
         site.flushed()
         client = site.client()
@@ -153,7 +153,7 @@ def test_a_store_started_without_the_setting_follows_the_daemon(tmp_path: Path) 
         site.start_store()
         site.configure(enable_ssd_offload=True)
         site.start_daemon()
-        names = NAMES[:400]
+        names = NAMES[:300]
         fill(site, names)
         assert read(site, names) == len(names)
         assert site.stop_daemon() == 0
