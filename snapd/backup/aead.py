@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from snapd.backup.format import ArchiveHeader, ChunkHead
+from snapd.backup.sealing import Bytes
 from snapd.errors import CorruptError
 
 _INFO = b"mooncake-snapd backup 1 "
@@ -32,7 +33,7 @@ class AeadSealer:
         """See `Sealer`."""
         return self._cipher.encrypt(_nonce(number, head), data, head.raw)
 
-    def open(self, number: int, head: ChunkHead, sealed: bytes) -> bytes:
+    def open(self, number: int, head: ChunkHead, sealed: bytes | bytearray) -> Bytes:
         """See `Sealer`."""
         try:
             return self._cipher.decrypt(_nonce(number, head), sealed, head.raw)

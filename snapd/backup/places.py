@@ -85,12 +85,13 @@ class FileSource:
         self._file = file
         self._offset = 0
 
-    def read(self, length: int) -> bytes:
+    def read(self, length: int) -> bytes | bytearray:
         """See `Source`."""
         buffer = bytearray(length)
         got = self._file.read([buffer], self._offset)
         self._offset += got
-        return bytes(memoryview(buffer)[:got])
+        del buffer[got:]
+        return buffer
 
 
 class FileSink:

@@ -14,6 +14,7 @@ from snapd.backup.format import ID_BYTES, SEAL_BYTES, ArchiveHeader, ChunkHead, 
 from snapd.errors import CorruptError, RefusedError, SettingError
 
 KEY_BYTES = 32
+Bytes = bytes | bytearray | memoryview
 _HEX_KEY = re.compile(rb"[0-9a-fA-F]{64}")
 
 
@@ -49,7 +50,7 @@ class Sealer(Protocol):
     def seal(self, number: int, head: ChunkHead, data: bytes) -> bytes:
         """`data` sealed, 16 bytes longer."""
 
-    def open(self, number: int, head: ChunkHead, sealed: bytes) -> bytes:
+    def open(self, number: int, head: ChunkHead, sealed: bytes | bytearray) -> Bytes:
         """What was sealed. Raises CorruptError unless it is chunk `number` with this head."""
 
 
@@ -64,14 +65,14 @@ class ChecksumSealer:
         """See `Sealer`."""
         return data + self._checksum(number, head, data)
 
-    def open(self, number: int, head: ChunkHead, sealed: bytes) -> bytes:
+    def open(self, number: int, head: ChunkHead, sealed: bytes | bytearray) -> Bytes:
         """See `Sealer`."""
-        data = sealed[:-SEAL_BYTES]
-        if self._checksum(number, head, data) != sealed[-SEAL_BYTES:]:
+        data = memoryview(sealed)[:-SEAL_BYTES]
+        if self._checksum(number, head, data) != bytes(sealed[-SEAL_BYTES:]):
             raise CorruptError(f"chunk {number} of the backup does not have its checksum")
         return data
 
-    def _checksum(self, number: int, head: ChunkHead, data: bytes) -> bytes:
+    def _checksum(self, number: int, head: ChunkHead, data: Bytes) -> bytes:
         state = xxhash.xxh3_128(self._archive_id + number.to_bytes(8, "little") + head.raw)
         state.update(data)
         return state.digest()

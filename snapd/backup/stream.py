@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import msgspec
-import xxhash
 import zstandard
 from typing_extensions import Buffer
 
@@ -43,7 +42,7 @@ from snapd.backup.format import (
     encode_header,
     encode_record_head,
 )
-from snapd.backup.sealing import BackupKey, sealer_of
+from snapd.backup.sealing import BackupKey, Bytes, sealer_of
 from snapd.errors import CorruptError
 
 _THREADS = 2
@@ -59,7 +58,7 @@ Sink = Callable[[Buffer], None]
 class Source(Protocol):
     """Gives the bytes of an archive, in order."""
 
-    def read(self, length: int) -> bytes:
+    def read(self, length: int) -> bytes | bytearray:
         """Up to `length` bytes, none only at the end. May raise DiskError."""
 
 
@@ -188,11 +187,11 @@ class ArchiveReader:
 
     def __init__(self, source: Source, key: BackupKey | None) -> None:
         self._source = source
-        self.header: ArchiveHeader = decode_header(self._read(HEADER_BYTES))
+        self.header: ArchiveHeader = decode_header(bytes(self._read(HEADER_BYTES)))
         self._sealer = sealer_of(self.header, key)
         self._number = 0
         self._ended = False
-        self._waiting: deque[Future[bytes]] = deque()
+        self._waiting: deque[Future[Bytes]] = deque()
         self._threads = ThreadPoolExecutor(_THREADS, "restore")
         self._content = memoryview(b"")
         self._contents: Contents | None = None
@@ -269,7 +268,7 @@ class ArchiveReader:
             self._content = memoryview(self._waiting.popleft().result())
 
     def _read_chunk(self) -> None:
-        head = decode_chunk_head(self._read(CHUNK_HEAD_BYTES))
+        head = decode_chunk_head(bytes(self._read(CHUNK_HEAD_BYTES)))
         sealed = self._read(head.stored_bytes)
         if len(sealed) != head.stored_bytes:
             raise CorruptError("the backup is cut off in the middle of a chunk")
@@ -277,15 +276,15 @@ class ArchiveReader:
         self._number += 1
         self._ended = head.last
 
-    def _open(self, number: int, head: ChunkHead, sealed: bytes) -> bytes:
+    def _open(self, number: int, head: ChunkHead, sealed: bytes | bytearray) -> Bytes:
         stored = self._sealer.open(number, head, sealed)
         if head.codec == ChunkCodec.RAW:
             return stored
         return _decompressed(stored, head.raw_bytes)
 
-    def _read(self, length: int) -> bytes:
+    def _read(self, length: int) -> bytes | bytearray:
         """`length` bytes, fewer only at the end."""
-        pieces: list[bytes] = []
+        pieces: list[bytes | bytearray] = []
         while length:
             piece = self._source.read(length)
             if not piece:
@@ -295,7 +294,7 @@ class ArchiveReader:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _decompressed(stored: bytes, raw_bytes: int) -> bytes:
+def _decompressed(stored: Bytes, raw_bytes: int) -> bytes:
     """Never more than the head allowed, whatever the frame claims. Raises CorruptError."""
     try:
         if zstandard.frame_content_size(stored) != raw_bytes:
@@ -303,8 +302,3 @@ def _decompressed(stored: bytes, raw_bytes: int) -> bytes:
         return zstandard.ZstdDecompressor().decompress(stored, max_output_size=raw_bytes)
     except zstandard.ZstdError as error:
         raise CorruptError(f"a chunk of the backup cannot be decompressed: {error}") from error
-
-
-def digest_of() -> xxhash.xxh3_128:
-    """A fresh state of the digest that files have."""
-    return xxhash.xxh3_128()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Protocol
@@ -79,9 +79,11 @@ def constants_table(values: Iterable[tuple[str, object, str]]) -> str:
     )
 
 
-def render(text: str) -> str:
-    """The document with every table made anew. Raises KeyError for a table that nobody makes."""
-    return _MARKED.sub(lambda found: found[1] + "\n" + TABLES[found[2]]() + "\n" + found[3], text)
+def render(text: str, makers: Mapping[str, Callable[[], str]] | None = None) -> str:
+    """The document with every table made anew, of those here unless others are named. Raises
+    KeyError for a table that nobody makes."""
+    known = TABLES if makers is None else makers
+    return _MARKED.sub(lambda found: found[1] + "\n" + known[found[2]]() + "\n" + found[3], text)
 
 
 def tables_in(text: str) -> list[str]:
