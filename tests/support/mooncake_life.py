@@ -252,6 +252,10 @@ class MooncakeLife:
         codes = self._connected().upsert(keys, self._version, size)
         done = [key for key, code in zip(keys, codes, strict=True) if code == 0]
         self._say(f"upsert {self._version} of {size}: {len(done)} of {len(keys)} {' '.join(keys)}")
+        if "daemon" in self._down | self._stopped:
+            # What it finds then may be rewritten or removed: where the store dies before it looks,
+            # all that was there is in doubt.
+            self.expected.safe.clear()
         for key in keys:
             if key in done:
                 self.expected.wrote(key, self._version)
