@@ -15,6 +15,7 @@ KUBERNETES = ROOT / "k8s"
 FILES = sorted(KUBERNETES.rglob("*.yaml"))
 GIB = 1 << 30
 MIB = 1 << 20
+POD_ADDRESS = "10.0.0.7"
 
 _UNITS = {"": 1, "Ki": 1 << 10, "Mi": MIB, "Gi": GIB, "Ti": 1 << 40}
 
@@ -65,7 +66,7 @@ def environment(container: Mapping[str, Any]) -> dict[str, str]:
     for variable in container.get("env", []):
         field = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
         found[variable["name"]] = (
-            {"status.podIP": "10.0.0.7"}[field] if field else variable["value"]
+            {"status.podIP": POD_ADDRESS}[field] if field else variable["value"]
         )
     return found
 

@@ -1,4 +1,6 @@
-"""A client in a container of its own: does what lines on its standard input say, in JSON.
+"""A client in a container of its own: does what lines on its standard input say, answers in JSON.
+
+With an argument, the address of a Mooncake master, it is a client of that.
 
 put FIRST COUNT         put so many blocks
 read COUNT              read all of them, and a quarter as many that were never put
@@ -7,10 +9,13 @@ watch SECONDS COUNT     read batches of them for so long, then until one is ther
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import random
 import sys
 import time
+from typing import Any
 
 from snapd.client import MooncakeDistributedStore
 
@@ -27,14 +32,14 @@ def names(numbers: range | list[int]) -> list[str]:
     return [f"page-{number}" for number in numbers]
 
 
-def read(store: MooncakeDistributedStore, numbers: range | list[int]) -> tuple[int, int]:
+def read(store: Any, numbers: range | list[int]) -> tuple[int, int]:
     """How many were there, and how many of those were not what was put."""
     found = store.get_batch(names(numbers))
     there = [(n, bytes(one)) for n, one in zip(numbers, found, strict=True) if one]
     return len(there), sum(one != value(n) for n, one in there)
 
 
-def watch(store: MooncakeDistributedStore, seconds: float, count: int) -> dict[str, float]:
+def watch(store: Any, seconds: float, count: int) -> dict[str, float]:
     """Reads for so long, and then until a whole batch is there."""
     draw = random.Random(1)
     began = last_good = time.monotonic()
@@ -52,10 +57,25 @@ def watch(store: MooncakeDistributedStore, seconds: float, count: int) -> dict[s
     return {"rate": hits / asked, "wrong": wrong, "longest_gap_seconds": longest}
 
 
+def connect(master: str) -> Any:
+    """A store of either kind; they have the same methods. Raises what setup cannot do."""
+    if not master:
+        store = MooncakeDistributedStore()
+        code = store.setup("localhost", "", 0, 0, "tcp", "", "unix:/run/mooncake-snapd")
+    else:
+        store = importlib.import_module("mooncake.store").MooncakeDistributedStore()
+        metadata = f"http://{master.split(':', maxsplit=1)[0]}:8080/metadata"
+        code = store.setup("127.0.0.1", metadata, 0, 16 << 20, "tcp", "", master)
+    assert code == 0, code
+    return store
+
+
 def main() -> None:
-    store = MooncakeDistributedStore()
-    code = store.setup("localhost", "", 0, 0, "tcp", "", "unix:/run/mooncake-snapd")
-    print(json.dumps({"setup": code}), flush=True)
+    # What native code prints must not come between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    store = connect(*sys.argv[1:] or [""])
+    print(json.dumps({"setup": 0}), file=answers, flush=True)
     for line in sys.stdin:
         verb, *numbers = line.split()
         if verb == "put":
@@ -71,7 +91,7 @@ def main() -> None:
             answer = {"there": there, "rate": rate, "wrong": wrong}
         else:
             answer = watch(store, float(numbers[0]), int(numbers[1]))
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from manifests import PodSpec, environment
+from manifests import POD_ADDRESS, PodSpec, environment
 
 import snapd
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "/opt/mooncake-snapd"
-START_SECONDS_MAX = 30.0
+START_SECONDS_MAX = 90.0
+"""Far above what is seen, for busy machines."""
 
 _SANDBOX = """
 set -e
@@ -42,6 +43,10 @@ for name in {memory}; do
     chmod 2777 $name
 done
 ip link set lo up
+ip link add eth0 type veth peer name outside
+ip address add {address}/24 dev eth0
+ip link set outside up
+ip link set eth0 up
 echo up
 exec sleep infinity
 """
@@ -108,13 +113,23 @@ class Container:
 class PodMachine:
     """A context manager: the pod's sandbox, in which containers are run."""
 
-    def __init__(self, scratch: Path, pod: PodSpec, changes: Mapping[str, str]) -> None:
-        """`changes` are variables that every container gets in place of the manifest's."""
+    def __init__(
+        self,
+        scratch: Path,
+        pod: PodSpec,
+        changes: Mapping[str, str],
+        *,
+        python: Path = Path(sys.executable),
+    ) -> None:
+        """`changes` are values of variables in place of the manifest's; `python` is of an
+        environment that has what the image has beside snapd."""
         self.scratch = scratch
+        self._python = python
         self.pod = pod
         self._changes = changes
         self._containers: dict[str, Container] = {}
         self._sandbox: subprocess.Popen[bytes] | None = None
+        self._beside: list[subprocess.Popen[bytes]] = []
         for name in ("volumes", "images", "nvme"):
             (scratch / name).mkdir()
 
@@ -123,9 +138,10 @@ class PodMachine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for container in list(self._containers.values()):
-            container.process.kill()  # takes process 1 along, and that the rest
-            container.process.wait()
+        # Killing a container takes its process 1 along, and that the rest.
+        for process in (*self._beside, *(one.process for one in self._containers.values())):
+            process.kill()
+            process.wait()
         self._close_sandbox()
 
     def _open_sandbox(self) -> None:
@@ -133,6 +149,7 @@ class PodMachine:
         script = _SANDBOX.format(
             scratch=self.scratch,
             group=self.pod.spec["securityContext"]["fsGroup"],
+            address=POD_ADDRESS,
             memory=" ".join(f"volumes/{name}" for name in memory),
         )
         self._sandbox = subprocess.Popen(
@@ -154,6 +171,15 @@ class PodMachine:
         self._close_sandbox()
         self._open_sandbox()
 
+    def run_beside(self, command: Sequence[str]) -> None:
+        """A process in the pod's network, for as long as the pod is there."""
+        assert self._sandbox is not None
+        network = ["nsenter", "--target", str(self._sandbox.pid), "--net", "--"]
+        with (self.scratch / "beside.log").open("ab") as stream:
+            self._beside.append(
+                subprocess.Popen([*network, *command], stdout=stream, stderr=stream)
+            )
+
     # --- images -----------------------------------------------------------------------------------
 
     def build(self, version: str) -> None:
@@ -169,8 +195,8 @@ class PodMachine:
         (image / "bin").mkdir()
         for name in ("snapd", "snapctl"):
             program = f"from snapd.cli.{name} import main\nmain()\n"
-            (image / "bin" / name).write_text(f"#!{sys.executable}\n{program}")
-        (image / "bin" / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+            (image / "bin" / name).write_text(f"#!{self._python}\n{program}")
+        (image / "bin" / "python3").write_text(f'#!/bin/sh\nexec {self._python} "$@"\n')
         for program_path in (image / "bin").iterdir():
             program_path.chmod(0o755)
 
@@ -206,7 +232,7 @@ class PodMachine:
             (self.scratch / name / directory).mkdir(parents=True, exist_ok=True)
         prefix = [*self._identity(spec), *self._variables(spec)]
         command = [*spec["command"], *spec.get("args", [])]
-        needed = dict.fromkeys([sys.base_prefix, str(ROOT), sys.prefix])
+        needed = dict.fromkeys([sys.base_prefix, str(ROOT), str(self._python.parents[1])])
         script = _CONTAINER.format(
             scratch=self.scratch,
             name=name,
@@ -244,11 +270,10 @@ class PodMachine:
 
     def _variables(self, spec: Mapping[str, Any]) -> list[str]:
         said = environment(spec)
-        changed = {name: value for name, value in self._changes.items() if name not in said}
         kept = {name: self._changes.get(name, value) for name, value in said.items()}
         path = f"PATH={IMAGE}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         fixed = [path, f"PYTHONPATH={IMAGE}/site", "PYTHONDONTWRITEBYTECODE=1"]
-        return ["env", "-i", *fixed, *(f"{n}={v}" for n, v in {**kept, **changed}.items())]
+        return ["env", "-i", *fixed, *(f"{n}={v}" for n, v in kept.items())]
 
     def _mount(self, mount: Mapping[str, Any]) -> str:
         name, target = mount["name"], f"root{mount['mountPath']}"
@@ -284,12 +309,12 @@ class PodMachine:
         status, body = json.loads(done.stdout)
         return status, body
 
-    def metric(self, name: str) -> float:
-        """A metric of the daemon, all its series added up."""
+    def metric(self, name: str, labels: str = "") -> float:
+        """A metric of the daemon, all its series with these labels added up."""
         _, body = self.get("snapd", "/metrics")
-        found = re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", body, re.MULTILINE)
-        assert found, f"{name}: {body[:500]}"
-        return sum(map(float, found))
+        assert f"# TYPE {name}" in body, body[:500]
+        found = re.findall(rf"^{name}(\{{[^}}]*\}})? (\S+)$", body, re.MULTILINE)
+        return sum(float(value) for its, value in found if labels in its)
 
     def stop(self, *names: str) -> dict[str, float]:
         """Stop containers at once, each with its preStop before SIGTERM; the seconds each took.
@@ -302,6 +327,7 @@ class PodMachine:
             hook = spec.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
             if hook:
                 hooks[name] = subprocess.Popen(self._containers[name].enter(hook))
+                self._beside.append(hooks[name])
             else:
                 os.kill(self._containers[name].first(), signal.SIGTERM)
         took = {}
