@@ -48,6 +48,10 @@ class NewerFormatError(RefusedError):
     """A file or a segment was written by a newer format version; it is left as it is."""
 
 
+class UnfinishedRestoreError(RefusedError):
+    """A restore into the repository was begun and not finished; nobody uses what is there."""
+
+
 class CorruptError(IntegrityError):
     """A file, an index, a header or a slot failed its checks; the message says which and how."""
 

@@ -35,7 +35,7 @@ from snapd.daemon.workers import Workers
 from snapd.daemon.writers import Writers
 from snapd.disk.metered import MeteredDisk
 from snapd.disk.posix import PosixDisk
-from snapd.errors import DiskError, NewerFormatError, SettingError
+from snapd.errors import DiskError, NewerFormatError, SettingError, UnfinishedRestoreError
 from snapd.flusher import Budget
 from snapd.flusher.budget import pack_bytes_within
 from snapd.metrics import Metrics
@@ -62,8 +62,9 @@ def run_daemon(
 
     Raises SettingError for settings that cannot work here, LockHeldError when another daemon has
     the repository, DiskError when the path cannot be used, NewerFormatError when the repository is
-    for a newer version: then nothing in it is touched, and with the store as our own that is left
-    serving, because what it holds in memory is good all the same.
+    for a newer version, UnfinishedRestoreError when a restore into it is not finished: then nothing
+    in it is touched, and with the store as our own that is left serving, because what it holds in
+    memory is good all the same.
     """
     Budget.check(settings.repository_bytes_max)
     if with_store and settings.store != "bundled":
@@ -82,7 +83,7 @@ def run_daemon(
         opened = wait_for_disk(
             partial(_open_repository, settings), settings, stopping, with_store=with_store
         )
-    except NewerFormatError:
+    except (NewerFormatError, UnfinishedRestoreError):
         if with_store:
             store = StoreSupervisor(settings)
             store.start()

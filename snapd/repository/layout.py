@@ -17,8 +17,8 @@ from snapd.errors import (
     LockHeldError,
     NewerFormatError,
     NothingThereError,
-    RefusedError,
     SnapdError,
+    UnfinishedRestoreError,
 )
 from snapd.formats.repository import decode_repository, encode_repository
 from snapd.formats.sealed import ID_BYTES, JOURNAL_MAGIC, MANIFEST_MAGIC, PACK_MAGIC
@@ -47,8 +47,7 @@ def read_identity(disk: Disk) -> bytes:
     """The repository's id, for a reader: from `repository.json`, or if that is damaged, from the
     files that repeat it.
 
-    Raises NothingThereError, NewerFormatError, RefusedError (a restore is not finished) or
-    DiskError.
+    Raises NothingThereError, NewerFormatError, UnfinishedRestoreError or DiskError.
     """
     refuse_unfinished_restore(disk)
     try:
@@ -68,10 +67,10 @@ def refuse_unfinished_restore(disk: Disk) -> None:
     """Refuse a directory that a restore has not finished: what is there is a part of a snapshot.
 
     The restore makes this file first and removes it last, so that all it brings appears in that
-    one step. Raises RefusedError or DiskError.
+    one step. Raises UnfinishedRestoreError or DiskError.
     """
     if RESTORE_FILE in disk.list(""):
-        raise RefusedError(
+        raise UnfinishedRestoreError(
             "a restore into this directory is not finished: run the same `snapctl restore` again, "
             "which goes on where it was, or delete what is in the directory"
         )
@@ -115,8 +114,7 @@ def prepare(disk: Disk) -> tuple[bytes, list[str]]:
     """Make the directory a repository for its writer: identity, subdirectories, no leftovers.
 
     Returns the repository's id and the files that were moved aside. The caller holds the lock.
-    Raises NewerFormatError or RefusedError (a restore is not finished), before anything was
-    changed, or DiskError.
+    Raises NewerFormatError or UnfinishedRestoreError, before anything was changed, or DiskError.
 
     Crash argument: the subdirectories are durable before the identity is, and each step is left
     alone when it is done already, so a crash anywhere is repaired by the next start.

@@ -191,6 +191,18 @@ def test_a_repository_of_a_newer_format_is_refused_and_not_touched(stopped: Daem
         assert unfinished.exists()
 
 
+def test_an_unfinished_restore_is_refused_and_not_touched(
+    stopped: DaemonSite,
+) -> None:
+    (stopped.repository / "restoring").write_text("{}")
+    before = sorted(path.name for path in stopped.repository.rglob("*"))
+    for words in (["snapd", "run"], ["snapctl", "list"], ["snapctl", "rebuild"]):
+        answer = command(stopped, *words)
+        assert answer.returncode == 5, words
+        assert "is not finished" in answer.stderr
+    assert sorted(path.name for path in stopped.repository.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("words", "settings", "code"),
     [
