@@ -252,9 +252,9 @@ class MooncakeLife:
         codes = self._connected().upsert(keys, self._version, size)
         done = [key for key, code in zip(keys, codes, strict=True) if code == 0]
         self._say(f"upsert {self._version} of {size}: {len(done)} of {len(keys)} {' '.join(keys)}")
-        if "daemon" in self._down | self._stopped:
-            # What it finds then may be rewritten or removed: where the store dies before it looks,
-            # all that was there is in doubt.
+        if self._down | self._stopped:
+            # A rewrite counts as a removal of anything: where a segment ends before the next look,
+            # all that was in it is in doubt.
             self.expected.safe.clear()
         for key in keys:
             if key in done:
