@@ -145,6 +145,7 @@ def test_the_socket_is_for_its_owner(site: DaemonSite) -> None:
     assert stat.S_IMODE(mode) == 0o600
 
 
+@pytest.mark.long
 def test_a_flood_takes_a_tenth_of_a_processor_and_no_memory(site: DaemonSite) -> None:
     """Two processes that send the longest look-ups, each page new, as fast as they can."""
     script = textwrap.dedent(
