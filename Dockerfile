@@ -8,8 +8,8 @@
 # /var/lib/mooncake-snapd, which have to be mounted. How to run it: docs/kubernetes.md.
 
 # The index for all platforms of python:3.11-slim-bookworm (Python 3.11.16) in September 2026. Renew:
-#   docker buildx imagetools inspect docker.io/library/python:3.11-slim-bookworm
-ARG BASE=docker.io/library/python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
+#   docker buildx imagetools inspect python:3.11-slim-bookworm
+ARG BASE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore

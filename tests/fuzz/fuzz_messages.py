@@ -21,6 +21,7 @@ _SAMPLES: dict[Any, Any] = {
     int: 3,
     float: 1.5,
     bool: True,
+    list[str]: ["dtype=bf16", ""],
     m.KeyBatch: _KEYS,
 }
 
