@@ -191,6 +191,27 @@ _ROWS: dict[str, list[Panel]] = {
             stacked=True,
         ),
     ],
+    "SSD tier and heat": [
+        Panel(
+            "Served from disk only",
+            [("snapd_offload_bytes{{{}}}", "{{instance}}")],
+            "bytes",
+            "Blocks that the SSD tier keeps readable after their eviction.",
+        ),
+        Panel(
+            "Evicted to disk",
+            [("rate(snapd_offload_evictions_total{{{}}}[5m])", "{{instance}}")],
+            "ops",
+            "Evicted blocks that stay readable.",
+        ),
+        Panel(
+            "Lookups told",
+            [("rate(snapd_trace_lookups_total{{{}}}[5m])", "{{result}} {{instance}}")],
+            "ops",
+            "Page lookups that clients told the daemon, which heat is made of.",
+            stacked=True,
+        ),
+    ],
     "What went wrong": [
         Panel(
             "Failures",
