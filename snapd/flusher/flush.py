@@ -298,7 +298,6 @@ class Flush:
             logging.WARNING,
             "blocks in memory do not have their checksum",
             blocks=len(table),
-            first_key=table.keys[0],
         )
 
     def _seal(self) -> None:
