@@ -150,8 +150,10 @@ def _unknown(before: Disk, old: Recovered, new: Recovered, blocks: BlockTable) -
     """Which of these blocks an intact old repository knows nothing of, bool [n].
 
     Who says that a version ended stays as long as the pack that holds it (`Pruner`). So when the
-    pack is gone and nothing is known of the key, the block was evicted or removed, and nobody can
-    tell which: it goes. Not so where the old repository lost files and knows less than it should.
+    pack is gone and nothing is known of the version, the block was evicted or removed, and nobody
+    can tell which: it goes. That an older version of its key is known says nothing: after a restore
+    of an older backup that is all there is. Not so where the old repository lost files and knows
+    less than it should.
     """
     if old.recovery.source != "manifest":
         return np.zeros(len(blocks), np.bool_)
@@ -159,7 +161,7 @@ def _unknown(before: Disk, old: Recovered, new: Recovered, blocks: BlockTable) -
     kept = {pack_name(pack.sequence, pack.pack_id) for pack in manifest.packs}
     kept |= {f"{PACKS}/{name}" for name in before.list(PACKS)}
     gone = [pack.sequence for pack in new.state.packs.values() if pack.name not in kept]
-    unknown = old.state.catalog.find(blocks.keys, blocks.key_hash) < 0
+    unknown = old.state.catalog.find_versions(blocks) < 0
     result: Bools = unknown & np.isin(blocks.pack, gone)
     return result
 

@@ -109,3 +109,24 @@ def test_what_ended_since_the_backup_stays_so_in_a_restore_over_it(
     # What is still live has not been lost by it, as far as the backup has it.
     assert life.expected.items() & then.items() <= found.items()
     assert live_from_packs(life.disk) == found
+
+
+def test_an_older_backup_in_between_does_not_bring_back_what_ended() -> None:
+    """The restore of the older one takes away whoever knew that the newer version had ended; that
+    an older version of the key is known must not speak for it."""
+    disk, place = SimulatedDisk(1), SimulatedDisk(2)
+    with opened(disk) as repository:
+        put(repository, blocks([b"k", b"x"], 1), sequence=1)
+        repository.commit()
+    save_to(disk, place)
+    with opened(disk) as repository:
+        put(repository, blocks([b"k"], 2), sequence=2)
+        repository.commit()
+    save_to(disk, place)
+    with opened(disk) as repository:
+        remove(repository, [b"k"], sequence=3)
+    restore_from(place, number=1, onto=disk, force=True)
+    assert live(disk) == blocks([b"x"], 1)
+    restore_from(place, number=2, onto=disk, force=True)
+    assert live(disk) == blocks([b"x"], 1)
+    assert live_from_packs(disk) == blocks([b"x"], 1)
