@@ -94,7 +94,16 @@ class SystemdMachine:
         with self.log.open("wb") as stream:
             self._unshare = subprocess.Popen(
                 [
-                    *("unshare", "--fork", "--pid", "--mount", "--ipc", "--uts", "--net", "--cgroup"),
+                    *(
+                        "unshare",
+                        "--fork",
+                        "--pid",
+                        "--mount",
+                        "--ipc",
+                        "--uts",
+                        "--net",
+                        "--cgroup",
+                    ),
                     *("--kill-child", "bash", str(self.scratch / "boot.sh")),
                 ],
                 stdin=subprocess.DEVNULL,

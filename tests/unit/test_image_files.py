@@ -33,9 +33,7 @@ def test_a_lock_is_read_as_it_is_written() -> None:
 
 
 def test_the_base_is_pinned_and_pip_checks_hashes() -> None:
-    assert re.search(
-        r"^ARG BASE=python:\S+@sha256:[0-9a-f]{64}$", DOCKERFILE, re.M
-    )
+    assert re.search(r"^ARG BASE=python:\S+@sha256:[0-9a-f]{64}$", DOCKERFILE, re.M)
     stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", DOCKERFILE, re.MULTILINE)
     assert stages
     assert {base for base, _ in stages} <= {"${BASE}", *(name for _, name in stages)}
