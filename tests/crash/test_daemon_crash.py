@@ -314,7 +314,7 @@ def test_a_full_disk_leaves_the_store_serving_and_shows_in_metrics(
                 file.flush()
         more = [f"more-{number}" for number in range(50)]
         put_all(client, more)
-        # Whether a snapshot fails first, or older generations make room before, is a matter of time.
+        # Whether a snapshot fails first, or an older one makes room before, is a matter of time.
         site.until("waiting", lambda: any(site.status()["flush"]["left_out"].values()))
         site.until("says so", lambda: site.status()["flush"]["lag_reason"] != "")
         site.until("seen", lambda: site.metric("disk_used_ratio") > 0.99)

@@ -1,8 +1,8 @@
 """A machine with systemd as its process 1, on a throw-away copy of this one's file system.
 
-Namespaces for processes, mounts, IPC, network, host name and control groups; an overlay whose upper
-layer is memory; an empty `/dev/shm`. Nothing in it reaches this machine but by the file system below, read
-only. Needs root.
+Namespaces for processes, mounts, IPC, network, host name and control groups; an overlay whose
+upper layer is memory; an empty `/dev/shm`. Nothing in it reaches this machine but by the file
+system below, read only. Needs root.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ done
 ip link set lo up
 pivot_root . mnt
 export container=test
-exec chroot . sh -c 'umount -l /mnt && exec /lib/systemd/systemd --unit=basic.target --show-status=0'
+exec chroot . sh -c 'umount -l /mnt; exec /lib/systemd/systemd --unit basic.target --show-status=0'
 """
 
 _INSTALL = """
