@@ -28,11 +28,11 @@ cd {scratch}
 mount -t tmpfs -o mode=755 tmpfs layers
 mkdir layers/upper layers/work
 mount -t overlay -o lowerdir=/,upperdir=layers/upper,workdir=layers/work overlay root
-for path in {binds}; do mkdir -p root$path; mount --bind $path root$path; done
 cd root
 mount -t proc proc proc
 mount -t sysfs sysfs sys
 for path in run tmp dev; do mount -t tmpfs -o mode=755 tmpfs $path; done
+for path in {binds}; do mkdir -p .$path; mount --bind $path .$path; done
 mkdir dev/shm dev/pts
 mount -t tmpfs -o mode=1777 tmpfs dev/shm
 mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
@@ -70,7 +70,8 @@ chroot . systemd-sysusers mooncake-snapd.conf
 
 
 def _hidden(path: str) -> bool:
-    return path.startswith(("/root/", "/home/"))
+    """Whether a unit does not see it: ProtectHome and PrivateTmp."""
+    return path.startswith(("/root/", "/home/", "/tmp/", "/var/tmp/"))
 
 
 class SystemdMachine:
