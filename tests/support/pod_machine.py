@@ -60,11 +60,6 @@ mount -t tmpfs -o mode=755 tmpfs layers
 mkdir layers/upper layers/work
 mount -t overlay -o lowerdir=/,upperdir=layers/upper,workdir=layers/work overlay root
 mount -t tmpfs -o mode=755 tmpfs root/root
-for path in {binds}; do
-    mkdir -p root$path
-    mount --bind $path root$path
-    mount -o remount,bind,ro root$path
-done
 mkdir -p root{image}
 mount --bind {scratch}/images/{version} root{image}
 mount -o remount,bind,ro root{image}
@@ -75,6 +70,11 @@ for device in null zero full random urandom; do
     mount --bind /dev/$device root/dev/$device
 done
 {mounts}
+for path in {binds}; do
+    mkdir -p root$path
+    mount --bind $path root$path
+    mount -o remount,bind,ro root$path
+done
 mount -t proc proc root/proc
 for path in run tmp dev root; do mount -o remount,ro root/$path; done
 mount -o remount,ro root
