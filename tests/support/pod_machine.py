@@ -9,6 +9,7 @@ the file system below, read only. Needs root.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -103,6 +104,14 @@ class Container:
         kinds = ("mnt", "pid", "ipc", "net")
         return {kind: os.readlink(f"/proc/{self.first()}/ns/{kind}") for kind in kinds}
 
+    def kill(self) -> None:
+        """SIGKILL its process 1, which takes all the others in it along. That is not left to the
+        kernel, which forgets whose child it was when the program takes another user."""
+        with contextlib.suppress(FileNotFoundError, IndexError, ProcessLookupError):
+            os.kill(self.first(), signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+
     def enter(self, command: Sequence[str]) -> list[str]:
         return [
             *("nsenter", "--target", str(self.first()), "--all", "--root", "--wd", "--"),
@@ -138,10 +147,11 @@ class PodMachine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Killing a container takes its process 1 along, and that the rest.
-        for process in (*self._beside, *(one.process for one in self._containers.values())):
+        for process in self._beside:
             process.kill()
             process.wait()
+        for container in self._containers.values():
+            container.kill()
         self._close_sandbox()
 
     def _open_sandbox(self) -> None:
@@ -343,9 +353,7 @@ class PodMachine:
         return took
 
     def kill(self, name: str) -> None:
-        container = self._containers.pop(name)
-        container.process.kill()
-        container.process.wait()
+        self._containers.pop(name).kill()
 
     def log(self, name: str) -> str:
         """What all containers of this name have logged."""
